@@ -1,0 +1,273 @@
+"""Several XDP programs on one interface: a small program owns the hook and tail-calls the others in a fixed
+order.
+
+A slot is an element of a program array, which the kernel replaces atomically, so that adding, removing or
+replacing one program neither detaches nor delays the others (freplace would do the same and is not allowed
+on every kernel). With a directory on a bpffs the link and the array are pinned: the chain then runs on when
+the agent dies, and the next agent takes it over with BPF_LINK_UPDATE, without a gap. Both must be pinned,
+because the kernel empties an array that no user holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from mapek.bpf.maps import Map, ProgArrayMap, open_map
+from mapek.bpf.objects import LoadedObject, load
+from mapek.bpf.program import Program
+from mapek.bpf.spec import ObjectSpec, object_path
+from mapek.bpf.worker import in_thread
+from mapek.bpf.xdp import Link, Mode, XdpLink, attach_xdp, interface_name, open_link
+from mapek.errors import AttachError, MapekError, ObjectError
+
+# The order in which programs run; the same as enum chain_slot in programs/chain.h.
+SLOTS: Final = (
+    "mesh_filter",
+    "identity",
+    "xdp_counter",
+    "batadv",
+    "user_a",
+    "user_b",
+    "user_c",
+    "link_watch",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainOptions:
+    """What `load` needs for a program of this chain: pass both on as keywords."""
+
+    rodata: dict[str, int]
+    reuse: dict[str, Map]
+
+
+class Dispatcher:
+    """Owner of one interface's XDP hook. Made by `attach`; await it or enter it to open.
+
+    Leaving the context detaches everything and removes the pins, unless `release(keep=True)` was called.
+    `mode` is what resulted ("native", "generic"), `taken_over` whether a pinned chain of ours was running
+    already.
+    """
+
+    def __init__(self, ifindex: int, mode: Mode, pin_dir: Path | None) -> None:
+        self.ifindex, self.asked, self.pin_dir = ifindex, mode, pin_dir
+        self.mode = ""
+        self.taken_over = False
+        self._link: Link | None = None
+        self._chain: ProgArrayMap | None = None
+        self._object: LoadedObject | None = None
+        self._lock = asyncio.Lock()
+
+    @classmethod
+    def attach(
+        cls, ifindex: int, mode: Mode = "auto", pin_dir: str | os.PathLike[str] | None = None
+    ) -> Dispatcher:
+        """A dispatcher for `ifindex` in the opening task's network namespace; nothing happens until it is
+        opened.
+
+        Args:
+            mode: as for `attach_xdp`.
+            pin_dir: directory on a bpffs, one per interface; made if missing.
+
+        Opening raises AttachError when a foreign program holds the hook (named, with its id), and as `load`
+        and `attach_xdp` do.
+        """
+        return cls(ifindex, mode, None if pin_dir is None else Path(pin_dir))
+
+    async def open(self) -> Self:
+        """Load and attach, or take over; done by `await` and `async with`."""
+        # A chain that ran before us goes on running when the opening is given up.
+        await in_thread(self._open, lambda _: self._close(keep=self.taken_over))
+        return self
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release(keep=False)
+
+    @property
+    def chain(self) -> ProgArrayMap:
+        """The shared program array. Raises AttachError when the dispatcher is not open."""
+        if self._chain is None:
+            raise AttachError(
+                "use dispatcher of", interface_name(self.ifindex), "it is not open", "enter it first"
+            )
+        return self._chain
+
+    @property
+    def alive(self) -> bool:
+        """Whether the hook is still ours: False once the interface is gone or somebody forced the link
+        off."""
+        try:
+            return self._link is not None and self._link.fd >= 0 and self._link.ifindex == self.ifindex
+        except MapekError:
+            return False
+
+    def options(self, slot: str) -> ChainOptions:
+        """What to load a program with, so that it goes on to the slots after `slot`."""
+        return ChainOptions({"slot": _index(slot)}, {"chain": self.chain})
+
+    def slots(self) -> dict[str, int]:
+        """Program id by slot name, occupied slots only, read from the kernel."""
+        ids = ((name, self.chain.program_id(index)) for index, name in enumerate(SLOTS))
+        return {name: ident for name, ident in ids if ident is not None}
+
+    async def load(
+        self, slot: str, spec: ObjectSpec, rodata: Mapping[str, int | bytes] | None = None,
+        max_entries: Mapping[str, int] | None = None, reuse: Mapping[str, Map | int] | None = None,
+    ) -> LoadedObject:  # fmt: skip
+        """Load an object as a member of this chain (not yet running: `set` one of its programs)."""
+        options = self.options(slot)
+        return await in_thread(
+            lambda: load(
+                spec, rodata={**(rodata or {}), **options.rodata}, max_entries=max_entries,
+                reuse={**(reuse or {}), **options.reuse},
+            ),
+            LoadedObject.close,
+        )  # fmt: skip
+
+    async def set(self, slot: str, program: Program) -> None:
+        """Run `program` in a slot, in place of what is there, with no packet between the two.
+
+        Raises ObjectError when the program was not loaded with `options(slot)`, for it would end the chain.
+        """
+        index = _index(slot)
+        chain = self.chain
+        if program.type != "xdp":
+            why = f"it is of type {program.type}"
+            raise ObjectError("chain", f"program {program.name}", why, "give an xdp program")
+        if index < len(SLOTS) - 1 and chain.id not in program.map_ids():
+            why = "it does not use this dispatcher's chain, so no program after it would run"
+            raise ObjectError("chain", f"program {program.name}", why, "load it with Dispatcher.load")
+        async with self._lock:
+            await in_thread(lambda: chain.set(index, program.fd))
+
+    async def remove(self, slot: str) -> bool:
+        """Empty a slot; False when it was. The others go on."""
+        index, chain = _index(slot), self.chain
+        async with self._lock:
+            return await in_thread(lambda: chain.remove(index))
+
+    async def release(self, keep: bool) -> None:
+        """Let go: with `keep`, the pinned chain runs on without us; else it is detached and unpinned. Twice
+        is fine."""
+        if keep and self.pin_dir is None and self._link is not None:
+            on = interface_name(self.ifindex)
+            raise AttachError("keep dispatcher on", on, "it is not pinned", "attach with pin_dir on a bpffs")
+        async with self._lock:
+            await in_thread(lambda: self._close(keep))
+
+    def _open(self) -> None:
+        try:
+            if self.pin_dir is not None and self._take_over(self.pin_dir):
+                return
+            loaded = self._object = load(ObjectSpec.read(object_path("dispatcher")))
+            self._chain = _prog_array(loaded.maps["chain"])
+            link = self._link = attach_xdp(loaded.programs["dispatcher"], self.ifindex, self.asked)
+            self.mode = link.mode
+            if self.pin_dir is not None:
+                self._pin(link)
+        except BaseException:
+            # Closing an unpinned link detaches it; what was running before us is left alone.
+            self._drop()
+            raise
+
+    def _pin(self, link: Link) -> None:
+        assert self.pin_dir is not None
+        self.pin_dir.mkdir(parents=True, exist_ok=True)
+        # The array first: a pinned link without it would run an empty chain for ever.
+        self.chain.pin(self.pin_dir / "chain")
+        try:
+            link.pin(self.pin_dir / "link")
+        except BaseException:
+            (self.pin_dir / "chain").unlink(missing_ok=True)
+            raise
+
+    def _take_over(self, pin_dir: Path) -> bool:
+        try:
+            link = open_link(pin_dir / "link")
+        except FileNotFoundError:
+            (pin_dir / "chain").unlink(missing_ok=True)
+            return False
+        self._link = link
+        if not isinstance(link, XdpLink) or link.ifindex not in (0, self.ifindex):
+            held = f"it holds a link to {interface_name(link.ifindex)}"
+            raise AttachError("take over", pin_dir, held, "use one directory per interface")
+        from mapek.bpf.xdp_netlink import read_xdp
+
+        state = read_xdp(self.ifindex) if link.ifindex else None
+        if state is None or state.program_id != link.program_id or self.asked not in ("auto", state.mode):
+            # The interface is gone and came back, or another mode is wanted: the old link is of no use.
+            link.detach()
+            (pin_dir / "chain").unlink(missing_ok=True)
+            self._link = None
+            return False
+        old = _same_chain(pin_dir / "chain")
+        spec = ObjectSpec.read(object_path("dispatcher"))
+        loaded = self._object = load(spec, reuse={"chain": old} if old is not None else None)
+        self._chain = _prog_array(loaded.maps["chain"])
+        if old is None:
+            (pin_dir / "chain").unlink(missing_ok=True)
+            self._chain.pin(pin_dir / "chain")
+        else:
+            old.close()
+        link.update(loaded.programs["dispatcher"])
+        self.mode, self.taken_over = state.mode, True
+        return True
+
+    def _close(self, keep: bool) -> None:
+        if self._link is not None and not keep:
+            try:
+                self._link.detach()
+            finally:
+                if self.pin_dir is not None:
+                    (self.pin_dir / "chain").unlink(missing_ok=True)
+                    # Others may keep their pins there.
+                    with contextlib.suppress(OSError):
+                        self.pin_dir.rmdir()
+        self._drop()
+
+    def _drop(self) -> None:
+        for thing in (self._link, self._object):
+            if thing is not None:
+                thing.close()
+        self._link = self._object = self._chain = None
+
+
+def _index(slot: str) -> int:
+    try:
+        return SLOTS.index(slot)
+    except ValueError:
+        raise ObjectError(
+            "find slot", slot, "there is none of that name", f"slots are {', '.join(SLOTS)}"
+        ) from None
+
+
+def _prog_array(found: Map) -> ProgArrayMap:
+    if not isinstance(found, ProgArrayMap):
+        raise ObjectError(
+            "open chain", found.name, f"it is a map of type {found.type}", "rebuild with make bpf"
+        )
+    return found
+
+
+def _same_chain(path: Path) -> ProgArrayMap | None:
+    """The pinned chain, if it is there and of today's length."""
+    try:
+        found = open_map(path)
+    except FileNotFoundError:
+        return None
+    if isinstance(found, ProgArrayMap) and found.max_entries == len(SLOTS):
+        return found
+    found.close()
+    return None

@@ -1,0 +1,256 @@
+"""Feature probes with three answers: yes, no, and unknown, of which only the first two are cached.
+
+A probe asks the kernel and not its version number, because distributions backport. Where the kernel refuses
+to say (no privilege, no memory), the answer is unknown and is asked again: a wrong "no" would turn a feature
+off for the life of the process. The version that brings a feature is kept beside its probe, for messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import errno
+import functools
+import os
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from mapek.bpf import syscall
+from mapek.bpf.spec import ObjectSpec
+from mapek.bpf.worker import in_thread
+from mapek.errors import FeatureError, MapekError
+
+_UNSUPPORTED: Final = (-errno.EINVAL, -errno.EOPNOTSUPP, -errno.ENOSYS, -524)
+_MAP_SINCE: Final = {
+    "percpu_hash": "4.6", "percpu_array": "4.6", "lru_hash": "4.10", "lru_percpu_hash": "4.10",
+    "lpm_trie": "4.11", "devmap": "4.14", "cpumap": "4.15", "xskmap": "4.18", "queue": "4.20", "stack":
+    "4.20", "sk_storage": "5.2", "struct_ops": "5.6", "ringbuf": "5.8", "inode_storage": "5.10",
+    "task_storage": "5.11", "bloom_filter": "5.16", "user_ringbuf": "6.1", "cgrp_storage": "6.2", "arena":
+    "6.9",
+}  # fmt: skip
+# The last helper number of each kernel, from include/uapi/linux/bpf.h of its release.
+_LAST_HELPER: Final = (
+    (155, "5.10"), (162, "5.11"), (163, "5.12"), (165, "5.13"), (168, "5.14"), (175, "5.15"), (179, "5.16"),
+    (185, "5.17"), (193, "5.18"), (203, "5.19"), (207, "6.0"), (209, "6.1"), (211, "6.2"),
+)  # fmt: skip
+
+
+class Answer(enum.StrEnum):
+    """What a probe found out."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+def kernel_version() -> tuple[int, int]:
+    """(major, minor) of the running kernel."""
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def probe(feature: str) -> Answer:
+    """Whether this kernel has `feature`, one of FEATURES; blocks for up to a few ms the first time.
+
+    Raises ValueError for a name that is not in FEATURES. Needs CAP_BPF for most, else answers UNKNOWN.
+    """
+    if feature not in FEATURES:
+        raise ValueError(f"feature {feature!r} is none of {', '.join(FEATURES)}")
+    if feature in _sure:
+        return _sure[feature]
+    try:
+        answer = FEATURES[feature][1]()
+    except (MapekError, OSError):
+        answer = Answer.UNKNOWN
+    if answer is not Answer.UNKNOWN:
+        _sure[feature] = answer
+    return answer
+
+
+def since(feature: str) -> str:
+    """What brings the feature, in words ("kernel 5.15")."""
+    return FEATURES[feature][0]
+
+
+def require(feature: str, tried: str, on: object) -> None:
+    """Raises FeatureError naming what brings `feature` if the kernel surely lacks it."""
+    if probe(feature) is Answer.NO:
+        raise FeatureError(tried, on, f"this kernel has no {feature}", f"it needs {since(feature)}")
+
+
+def features() -> dict[str, Answer]:
+    """All probes' answers, by name; blocks for some ms."""
+    return {name: probe(name) for name in FEATURES}
+
+
+async def features_async() -> dict[str, Answer]:
+    """`features` in a thread."""
+    return await in_thread(features)
+
+
+def _judge(result: int, yes: tuple[int, ...] = ()) -> Answer:
+    """YES for success or one of `yes` (errors that only a kernel with the feature gives), NO if it does not
+    know it."""
+    if result >= 0 or result in yes:
+        return Answer.YES
+    return Answer.NO if result in _UNSUPPORTED else Answer.UNKNOWN
+
+
+@contextlib.contextmanager
+def _map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> Iterator[int]:
+    """A fresh map's fd, or the negative errno; closed afterwards."""
+    fd = syscall.bpf_raw(syscall.MAP_CREATE, struct.pack("=5I", kind, key, value, entries, flags) + bytes(24))
+    try:
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _probe_map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> Callable[[], Answer]:
+    def ask() -> Answer:
+        with _map(kind, key, value, entries, flags) as fd:
+            return _judge(fd)
+
+    return ask
+
+
+@contextlib.contextmanager
+def _program(kind: int, *instructions: tuple[int, int, int, int]) -> Iterator[tuple[int, str]]:
+    """A freshly loaded program's fd or negative errno, and the verifier's log.
+
+    An instruction is (code, registers, offset, immediate).
+    """
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=BBhi", *i) for i in instructions))
+    license_ = ctypes.create_string_buffer(b"GPL")
+    log = ctypes.create_string_buffer(4096)
+    attr = struct.pack(
+        "=IIQQIIQII", kind, len(instructions), ctypes.addressof(code), ctypes.addressof(license_), 1,
+        len(log), ctypes.addressof(log), 0, 0,
+    )  # fmt: skip
+    fd = syscall.bpf_raw(syscall.PROG_LOAD, attr + bytes(24))
+    try:
+        yield fd, log.value.decode("utf-8", "replace")
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+_RETURN_2: Final = ((0xB7, 0, 0, 2), (0x95, 0, 0, 0))
+_SCHED_CLS: Final = 3
+_XDP: Final = 6
+
+
+def _probe_helper(number: int, kind: int = _SCHED_CLS) -> Callable[[], Answer]:
+    def ask() -> Answer:
+        with _program(kind, (0x85, 0, 0, number), *_RETURN_2) as (fd, log):
+            if fd < 0 and not log:
+                return Answer.UNKNOWN
+            return Answer.NO if f"unknown#{number}" in log else Answer.YES
+
+    return ask
+
+
+def _btf() -> Answer:
+    return Answer.YES if os.path.exists("/sys/kernel/btf/vmlinux") else Answer.NO
+
+
+def _link_command(command: int) -> Callable[[], Answer]:
+    # A bad fd is looked at only by a kernel that knows the command.
+    return lambda: _judge(syscall.bpf_raw(command, struct.pack("=i", -1) + bytes(44)), (-errno.EBADF,))
+
+
+def _tcx() -> Answer:
+    with _program(_SCHED_CLS, *_RETURN_2) as (fd, _):
+        if fd < 0:
+            return Answer.UNKNOWN
+        # There is no interface 0: a kernel with tcx says ENODEV, one without does not know the attach type.
+        attr = struct.pack("=IIII", fd, 0, 46, 0) + bytes(32)
+        return _judge(syscall.bpf_raw(syscall.LINK_CREATE, attr), (-errno.ENODEV,))
+
+
+def _test_run() -> Answer:
+    with _program(_XDP, *_RETURN_2) as (fd, _):
+        if fd < 0:
+            return Answer.UNKNOWN
+        packet = ctypes.create_string_buffer(64)
+        attr = struct.pack("=IIIIQQII", fd, 0, 64, 0, ctypes.addressof(packet), 0, 1, 0)
+        return _judge(syscall.bpf_raw(syscall.PROG_TEST_RUN, attr + bytes(32)))
+
+
+def _batch(kind: int) -> Callable[[], Answer]:
+    def ask() -> Answer:
+        with _map(kind, 4, 8, 1) as fd:
+            if fd < 0:
+                return Answer.UNKNOWN
+            from mapek.bpf.maps import possible_cpus
+
+            keep = [ctypes.create_string_buffer(64 + 8 * possible_cpus()) for _ in range(3)]
+            token, keys, values = (ctypes.addressof(k) for k in keep)
+            attr = struct.pack("=QQQQIIQQ", 0, token, keys, values, 1, fd, 0, 0)
+            return _judge(syscall.bpf_raw(syscall.MAP_LOOKUP_BATCH, attr), (-errno.ENOENT,))
+
+    return ask
+
+
+def _nexthop() -> Answer:
+    # RTM_GETNEXTHOP needs no privilege; a kernel without nexthop objects answers with an error at once.
+    dump = struct.pack("=IHHII", 24, 106, 0x301, 1, 0) + bytes(8)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as link:
+        link.settimeout(1)
+        link.send(dump)
+        data = link.recv(65536)
+    kind = struct.unpack_from("=H", data, 4)[0]
+    if kind == 2:
+        return _judge(struct.unpack_from("=i", data, 16)[0])
+    return Answer.YES
+
+
+FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
+    "prog_test_run": ("kernel 4.12", _test_run),
+    "lpm_trie": ("kernel 4.11", _probe_map(11, 8, 8, 1, 1)),
+    "nexthop": ("kernel 5.3", _nexthop),
+    "btf": ("kernel 5.4 with CONFIG_DEBUG_INFO_BTF", _btf),
+    "mmapable_array": ("kernel 5.5", _probe_map(2, 4, 8, 1, 1 << 10)),
+    "batch_hash": ("kernel 5.6", _batch(1)),
+    "bpf_link": ("kernel 5.7", _link_command(syscall.LINK_UPDATE)),
+    "ringbuf": ("kernel 5.8", _probe_map(27, 0, 0, os.sysconf("SC_PAGE_SIZE"))),
+    # The kernel's answers to a bad XDP attachment are no different before 5.9; LINK_DETACH came with it.
+    "xdp_link": ("kernel 5.9", _link_command(syscall.LINK_DETACH)),
+    "batch_percpu_array": ("kernel 5.13", _batch(6)),
+    "bpf_timer": ("kernel 5.15", _probe_helper(169)),
+    "bpf_loop": ("kernel 5.17", _probe_helper(181)),
+    "tcx": ("kernel 6.6", _tcx),
+}
+_sure: Final[dict[str, Answer]] = {}
+
+
+@functools.cache
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+def version_of_complaint(line: str) -> str:
+    """The kernel that brings the helper which a verifier's complaint calls unknown, or ""."""
+    match = re.search(r"unknown#(\d+)", line)
+    if not match:
+        return ""
+    number = int(match[1])
+    return next((f"kernel {v}" for last, v in _LAST_HELPER if number <= last), "a kernel newer than 6.2")
+
+
+def version_of_map(spec: ObjectSpec, prints: list[str]) -> str:
+    """The kernel that brings the type of the map that libbpf could not create, if this one is older; else
+    ""."""
+    for line in prints:
+        match = re.search(r"map '([^']+)': failed to create", line)
+        found = spec.maps.get(match[1]) if match else None
+        needed = _MAP_SINCE.get(found.type, "") if found else ""
+        if needed and kernel_version() < _version(needed):
+            return f"kernel {needed} for maps of type {found.type if found else ''}"
+    return ""

@@ -1,0 +1,206 @@
+"""`ObjectSpec`: what is in a BPF object file, read without privileges and without the kernel.
+
+Parsing is apart from loading, so that tests, `doctor` and a plain user can look at an object, and so that a
+hostile file is refused before libbpf's C parser sees it. Maps come from BTF definitions only
+(`SEC(".maps")`), as libbpf 1.0 wants.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mapek.bpf import btf as btf_module
+from mapek.bpf import elf as elf_module
+from mapek.bpf.btf import Btf
+from mapek.bpf.elf import ByteOrder, Elf, Section, bad
+from mapek.bpf.names import MAP_TYPES, program_kind
+from mapek.errors import ObjectError
+
+_SECTION_MAPS: Final = (".rodata", ".data", ".bss")
+_BPF_F_MMAPABLE: Final = 1 << 10
+_BPF_F_RDONLY_PROG: Final = 1 << 7
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSpec:
+    """A program as it stands in the file. `type` and `attach` are the kernel's names, lower case ("xdp",
+    "sched_cls")."""
+
+    name: str
+    section: str
+    type: str
+    attach: str
+    instructions: int
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map definition; `type` is the kernel's name, lower case ("percpu_array"); sizes in bytes."""
+
+    name: str
+    type: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariableSpec:
+    """A global variable: its data section (".rodata"), byte offset and size in it, and whether it is a
+    signed integer."""
+
+    name: str
+    section: str
+    offset: int
+    size: int
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    """A parsed object. `raw` are the very bytes that were parsed, and that `load` hands to libbpf."""
+
+    path: str
+    raw: bytes = field(repr=False)
+    byteorder: ByteOrder
+    license: str
+    programs: dict[str, ProgramSpec]
+    maps: dict[str, MapSpec]
+    variables: dict[str, VariableSpec]
+    btf: Btf = field(repr=False)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> ObjectSpec:
+        """Parse the object file at `path`. Raises ObjectError for anything that is not one, OSError never."""
+        name = os.fspath(path)
+        try:
+            # O_NONBLOCK: a fifo in the place of an object must not hang the caller.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with open(fd, "rb") as file:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    raise ObjectError("read", name, "not a regular file", "give the path of a .o file")
+                data = file.read(elf_module.MAX_FILE + 1)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ObjectError("read", name, why, "check the path") from error
+        return cls.parse(data, name)
+
+    @classmethod
+    def parse(cls, data: bytes, path: str = "object") -> ObjectSpec:
+        """Parse the bytes of an object file; `path` names it in errors. Raises ObjectError."""
+        elf = elf_module.parse(data, path)
+        section = elf.section(".BTF")
+        if section is None:
+            raise bad(path, "it has no BTF, so its maps are unknown (compile with -g)")
+        btf = btf_module.parse(section.data, elf.byteorder, path)
+        programs = _programs(elf, path)
+        maps = _maps(btf, path)
+        variables = {}
+        for name in _SECTION_MAPS:
+            if (found := elf.section(name)) and found.size:
+                flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if name == ".rodata" else 0)
+                maps[name] = MapSpec(name, "array", 4, found.size, 1, flags)
+                variables.update(_variables(elf, btf, found, path))
+        return cls(path, data, elf.byteorder, _license(elf, path), programs, maps, variables, btf)
+
+    def check_byteorder(self) -> None:
+        """Raises ObjectError when the object is of the other byte order than this machine."""
+        if self.byteorder != sys.byteorder:
+            other = "bpfel" if sys.byteorder == "little" else "bpfeb"
+            do = f"use the object built for {other}"
+            raise ObjectError(
+                "load", self.path, f"it is {self.byteorder}-endian, this machine {sys.byteorder}", do
+            )
+
+
+def object_path(name: str) -> Path:
+    """Where the built object of `bpf/programs/NAME.bpf.c` for this machine's byte order lies. Raises
+    ObjectError."""
+    if "/" in name or name.startswith("."):
+        raise ObjectError(
+            "find", f"program {name!r}", "not a program name", "give the name without path or suffix"
+        )
+    target = "bpfel" if sys.byteorder == "little" else "bpfeb"
+    path = Path(__file__).resolve().parent / "programs" / f"{name}.{target}.o"
+    if not path.is_file():
+        raise ObjectError("find", f"program {name}", f"no file {path}", "build it with make bpf")
+    return path
+
+
+def _license(elf: Elf, on: str) -> str:
+    section = elf.section("license")
+    if section is None:
+        raise bad(on, "it has no license section")
+    return bytes(section.data[:128]).split(b"\0")[0].decode("utf-8", "replace")
+
+
+def _programs(elf: Elf, on: str) -> dict[str, ProgramSpec]:
+    found: dict[str, ProgramSpec] = {}
+    for symbol in elf.symbols:
+        if symbol.kind != elf_module.STT_FUNC or not 0 < symbol.section < len(elf.sections):
+            continue
+        section = elf.sections[symbol.section]
+        if section.name == ".text" or not section.flags & elf_module.SHF_EXECINSTR:
+            continue
+        if (
+            symbol.value + symbol.size > len(section.data)
+            or symbol.size % 8
+            or symbol.value % 8
+            or not symbol.size
+        ):
+            raise bad(on, f"program {symbol.name!r} does not lie in its section")
+        if not symbol.name or symbol.name in found:
+            raise bad(on, f"two programs are called {symbol.name!r}")
+        kind, attach = program_kind(section.name)
+        found[symbol.name] = ProgramSpec(symbol.name, section.name, kind, attach, symbol.size // 8)
+    return found
+
+
+def _maps(btf: Btf, on: str) -> dict[str, MapSpec]:
+    datasec = next((t for t in btf.types if t.kind == btf_module.DATASEC and t.name == ".maps"), None)
+    found: dict[str, MapSpec] = {}
+    for entry in datasec.members if datasec else ():
+        variable = btf.get(entry.type)
+        definition = btf.resolve(variable.size_or_type)
+        if variable.kind != btf_module.VAR or definition.kind != btf_module.STRUCT:
+            raise bad(on, f"map {variable.name!r} is not defined by a struct")
+        numbers: dict[str, int] = {}
+        for member in definition.members:
+            target = btf.resolve(member.type)
+            if target.kind != btf_module.PTR:
+                continue
+            if member.name in ("key", "value"):
+                numbers[f"{member.name}_size"] = btf.size(target.size_or_type)
+            elif (inner := btf.resolve(target.size_or_type)).kind == btf_module.ARRAY:
+                numbers[member.name] = inner.array[1]
+        number = numbers.get("type", 0)
+        kind = MAP_TYPES[number] if number < len(MAP_TYPES) else f"type {number}"
+        sizes = (numbers.get(n, 0) for n in ("key_size", "value_size", "max_entries", "map_flags"))
+        found[variable.name] = MapSpec(variable.name, kind, *sizes)
+    return found
+
+
+def _variables(elf: Elf, btf: Btf, section: Section, on: str) -> dict[str, VariableSpec]:
+    # Offsets are the symbols': before it is loaded, a datasec's own offsets are all zero.
+    symbols = {
+        s.name: s for s in elf.symbols if s.section == section.index and s.kind == elf_module.STT_OBJECT
+    }
+    datasec = next((t for t in btf.types if t.kind == btf_module.DATASEC and t.name == section.name), None)
+    found = {}
+    for entry in datasec.members if datasec else ():
+        variable = btf.get(entry.type)
+        symbol = symbols.get(variable.name)
+        if symbol is None:
+            continue
+        size = btf.size(variable.size_or_type)
+        if size != symbol.size or symbol.value + size > section.size:
+            raise bad(on, f"variable {variable.name!r} does not lie in {section.name}")
+        signed = btf.resolve(variable.size_or_type).signed
+        found[variable.name] = VariableSpec(variable.name, section.name, symbol.value, size, signed)
+    return found

@@ -1,0 +1,60 @@
+"""Builds a running loop from a configuration: plugins by name, a real clock, the journal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from mapek.clock import RealClock
+from mapek.knowledge import Knowledge
+from mapek.knowledge.journal import OpenPlan, boot_id, open_journal
+from mapek.loop import Loop, Tap
+from mapek.plugins import ACTIONS, ANALYZERS, POLICIES, SENSORS, create_all
+from mapek.tally import Tally
+
+if TYPE_CHECKING:
+    from mapek.config import Config
+
+
+@asynccontextmanager
+async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop]:
+    """The loop of `config`, opened; leaving closes it and detaches everything but pinned reflectors.
+
+    What failed to open is in `Loop.failed_at_start` and is being retried.
+
+    Raises:
+        ConfigError: an option of a plugin. PluginError: a plugin that cannot be found or imported.
+        MapekError: the journal cannot be opened.
+    """
+    directory = config.plugin_directory
+    touchpoints = [
+        *create_all(SENSORS, config.sensors, directory).values(),
+        *create_all(ACTIONS, config.actions, directory).values(),
+    ]
+    analyzers = create_all(ANALYZERS, config.analyzers, directory).values()
+    policies = create_all(POLICIES, config.policies, directory).values()
+    boot = boot_id()
+    knowledge = Knowledge(config.topology, boot_id=boot)
+    tally = Tally()
+    clock = RealClock(lambda late_ns: tally.observe("timer_lateness_seconds", None, late_ns / 1e9))
+    try:
+        journal = await open_journal(config.node.state_dir, boot)
+        try:
+            async with Loop(
+                knowledge, clock, touchpoints, analyzers, policies, journal=journal, tap=tap, tally=tally
+            ) as loop:
+                for plan in journal.found.open:
+                    journal.reconciled(plan, *_read_back(plan, knowledge))
+                yield loop
+        finally:
+            await journal.close(clock.now_ns())
+    finally:
+        clock.close()
+
+
+def _read_back(open_plan: OpenPlan, knowledge: Knowledge) -> tuple[bool, str]:
+    """Was an intent carried out that a dead agent left behind? The touchpoints have read the kernel by now."""
+    wanted = {step.fields.get("path") for step in open_plan.plan.steps}
+    found = knowledge.facts.get(f"active_path/{open_plan.plan.entity.name}")
+    return found in wanted, f"found in the kernel: {found or 'nothing'}"

@@ -1,0 +1,42 @@
+"""Real-time priority and locked memory for the process that runs the loop: an option, never a need.
+
+SCHED_FIFO is not inherited (SCHED_RESET_ON_FORK), so worker threads and children stay ordinary. Pages are
+locked as they are touched (MCL_ONFAULT, kernel 4.4): locking all that is mapped would lock the stacks of
+threads that never use them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final, Literal
+
+from mapek.errors import PrivilegeError
+
+PRIORITY: Final = 30
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+
+
+def enable(wanted: Literal["auto"] | bool) -> str:
+    """Make this process real-time as far as it may; says in words how far that was.
+
+    Raises PrivilegeError if `wanted` is True and it may not.
+    """
+    if wanted is False:
+        return "off"
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+    except OSError as cause:
+        if wanted is True:
+            raise PrivilegeError(
+                "set", "SCHED_FIFO", "CAP_SYS_NICE is missing", 'grant it or set [loop] realtime = "auto"'
+            ) from cause
+        return "not permitted (CAP_SYS_NICE)"
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlockall.argtypes, libc.mlockall.restype = (ctypes.c_int,), ctypes.c_int
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+        if wanted is True:
+            why = f"{os.strerror(ctypes.get_errno())} (CAP_IPC_LOCK)"
+            raise PrivilegeError("lock", "memory", why, 'grant it or set [loop] realtime = "auto"')
+        return "fifo, memory not locked (CAP_IPC_LOCK)"
+    return "fifo"

@@ -1,0 +1,135 @@
+"""`mapek run`: the loop of one node, until SIGTERM, SIGHUP or Ctrl-C.
+
+Only here are signals handled, priorities set and lines printed: the library does none of it. A second signal
+ends the process at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from mapek.cli.printing import Record
+    from mapek.config import Config
+    from mapek.loop import Loop
+    from mapek.service import Service
+
+
+def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's arguments."""
+    command = commands.add_parser("run", help="run the loop of this node")
+    command.add_argument("-c", "--config", required=True, metavar="FILE.toml", help="the configuration")
+    command.add_argument("--json", action="store_true", help="print JSON lines")
+    command.add_argument("--wait", action="store_true", help="start although a sensor cannot open yet")
+    command.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import asyncio
+    import logging
+
+    from mapek.config import load_config
+
+    config = load_config(arguments.config)
+    # What the loop warns of goes to stderr, a line each; an expected failure never comes with a traceback.
+    logging.basicConfig(level=logging.WARNING, format="mapek: %(message)s", stream=sys.stderr)
+    return asyncio.run(_until_signal(config, arguments.json, arguments.wait or config.loop.wait))
+
+
+async def _until_signal(config: Config, as_json: bool, wait: bool) -> int:
+    import asyncio
+    import signal
+
+    loop = asyncio.get_running_loop()
+    work = loop.create_task(_work(config, as_json, wait))
+    caught: list[int] = []
+    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def stop(number: int) -> None:
+        caught.append(number)
+        for one in watched:
+            loop.remove_signal_handler(one)
+        work.cancel()
+
+    for number in watched:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+        return 130 if caught[0] == signal.SIGINT else 0
+
+
+async def _work(config: Config, as_json: bool, wait: bool) -> int:
+    import asyncio
+    import time
+    from contextlib import AsyncExitStack
+
+    from mapek.assembly import build
+    from mapek.cli import realtime, say
+    from mapek.cli.output import Lines
+    from mapek.cli.printing import Published, Records, human_line, json_line
+    from mapek.service import serve, view_of
+
+    began_ns = time.monotonic_ns()
+    records = Records()
+
+    def line(record: Record) -> str:
+        return json_line(record) if as_json else human_line(record, began_ns)
+
+    def dropped(count: int) -> str:
+        return line({"type": "dropped", "time_ns": time.monotonic_ns(), "count": count})
+
+    async with AsyncExitStack() as life:
+        lines = Lines(sys.stdout.fileno(), dropped)
+        life.callback(lines.close)
+        # After the loop has closed, so that whoever reads it knows that nothing is left attached.
+        life.callback(lambda: put({"type": "stopped", "time_ns": time.monotonic_ns()}))
+
+        def put(record: Record) -> None:
+            lines.put(lambda: line(record))
+
+        def tell(published: Published) -> None:
+            for record in records.of(published):
+                put(record)
+
+        level = realtime.enable(config.loop.realtime)
+        tap = None
+        if config.record is not None:
+            from mapek.cli.recorded import recorder
+
+            tap = (await life.enter_async_context(recorder(config, config.record))).tap
+        async with build(config, tap=tap) as loop:
+            for error in loop.failed_at_start.values():
+                say(error)
+            if loop.failed_at_start and not wait:
+                return 1
+            for name, path in loop.knowledge.facts.items():
+                if name.startswith("active_path/"):
+                    records.active[name.partition("/")[2]] = str(path)
+            life.callback(loop.subscribe(tell))
+            async with serve(view_of(loop), config.service, node=config.node.name) as service:
+                put(_ready(config, loop, service, level))
+                await asyncio.get_running_loop().create_future()
+    return 0
+
+
+def _ready(config: Config, loop: Loop, service: Service, level: str) -> Record:
+    import time
+
+    return {
+        "type": "ready",
+        "time_ns": time.monotonic_ns(),
+        "node": config.node.name,
+        "sensors": [name for name, one in loop.monitor.watched.items() if one.open],
+        "degraded": [
+            f"{name}: {word}" for name, one in loop.monitor.watched.items() for word in one.status().degraded
+        ],
+        "service": f"{config.service.host} port {service.port}" if service.port else "off",
+        "realtime": level,
+    }

@@ -1,0 +1,165 @@
+"""Monitor: opens the touchpoints, reads the sensors on time, and keeps trying what failed.
+
+A touchpoint that cannot open is tried again for ever with a back-off that doubles up to a minute; the
+others go on without it. Reads happen on the event loop: a sensor promises to take far less than a
+millisecond, and is named when it does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from mapek.clock import Clock, Timer
+from mapek.contracts import Status, Surroundings, Touchpoint
+from mapek.errors import MapekError, PluginError
+from mapek.knowledge import Knowledge
+from mapek.model import Event, Frame
+from mapek.supervision import Supervision
+
+FIRST_RETRY_NS = 500_000_000
+LAST_RETRY_NS = 60_000_000_000
+
+
+@dataclass(slots=True)
+class Watched:
+    """A touchpoint and how it does."""
+
+    touchpoint: Touchpoint
+    open: bool = False
+    failures: int = 0
+    error: MapekError | None = None
+    frames: int = 0
+    tasks: set[asyncio.Future[None]] = field(default_factory=set)
+    timer: Timer | None = None
+
+    def status(self) -> Status:
+        """What the touchpoint says of itself, or why it is not open."""
+        if self.open:
+            return self.touchpoint.status()
+        return Status(up=False, degraded=(str(self.error),) if self.error else ("not open yet",))
+
+
+class Monitor:
+    """The touchpoints of one loop, by name.
+
+    Args:
+        feed: takes every frame and event.
+    """
+
+    def __init__(
+        self,
+        touchpoints: Iterable[Touchpoint],
+        clock: Clock,
+        knowledge: Knowledge,
+        supervision: Supervision,
+        feed: Callable[[Frame | Event], None],
+    ) -> None:
+        self.watched: dict[str, Watched] = {}
+        for touchpoint in touchpoints:
+            if touchpoint.name in self.watched:
+                raise PluginError("start", touchpoint.name, "two touchpoints of that name", "rename one")
+            self.watched[touchpoint.name] = Watched(touchpoint)
+        self._commons: dict[type, object] = {}
+        self._clock, self._knowledge, self._supervision, self._feed = clock, knowledge, supervision, feed
+
+    async def start(self) -> dict[str, MapekError]:
+        """Open all touchpoints, in the order given; returns what failed, which is being retried from now on."""
+        failed = {}
+        for name, watched in self.watched.items():
+            if error := await self._open(watched):
+                failed[name] = error
+                self._later(watched, FIRST_RETRY_NS)
+        return failed
+
+    async def _open(self, watched: Watched) -> MapekError | None:
+        touchpoint = watched.touchpoint
+        surroundings = Surroundings(
+            emit=self._feed,
+            clock=self._clock,
+            knowledge=self._knowledge,
+            spawn=lambda work: self._spawn(watched, work),
+            commons=self._commons,
+        )
+        try:
+            await self._supervision.run(touchpoint.name, touchpoint.open(surroundings))
+        except asyncio.CancelledError:
+            await touchpoint.close()
+            raise
+        except Exception as error:
+            watched.failures += 1
+            watched.error = self._as_ours(touchpoint, error)
+            self._supervision.failed(touchpoint.name, error)
+            await self._close(watched)
+            return watched.error
+        watched.open, watched.error = True, None
+        self._supervision.recovered(touchpoint.name)
+        if touchpoint.period_ns:
+            self._schedule(watched, self._clock.now_ns() + touchpoint.period_ns)
+        return None
+
+    @staticmethod
+    def _as_ours(touchpoint: Touchpoint, error: Exception) -> MapekError:
+        if isinstance(error, MapekError):
+            return error
+        return PluginError("open", touchpoint.name, f"{type(error).__name__}: {error}", "see the log")
+
+    def _later(self, watched: Watched, delay_ns: int) -> None:
+        def retry() -> None:
+            self._spawn(watched, self._reopen(watched, min(2 * delay_ns, LAST_RETRY_NS)))
+
+        watched.timer = self._clock.call_at(self._clock.now_ns() + delay_ns, retry)
+
+    async def _reopen(self, watched: Watched, next_delay_ns: int) -> None:
+        if await self._open(watched):
+            self._later(watched, next_delay_ns)
+
+    def _spawn(self, watched: Watched, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(self._supervision.run(watched.touchpoint.name, work))
+        watched.tasks.add(task)
+
+        def ended(task: asyncio.Future[None]) -> None:
+            watched.tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                self._supervision.failed(watched.touchpoint.name, error)
+
+        task.add_done_callback(ended)
+
+    def _schedule(self, watched: Watched, due_ns: int) -> None:
+        def read() -> None:
+            frame = self._supervision.call(watched.touchpoint.name, None, watched.touchpoint.read)
+            if frame is not None:
+                watched.frames += 1
+                self._feed(frame)
+            if watched.open:
+                period = watched.touchpoint.period_ns
+                late = max(self._clock.now_ns() - due_ns, 0)
+                self._schedule(watched, due_ns + period * (1 + late // period))
+
+        watched.timer = self._clock.call_at(due_ns, read)
+
+    def heard(self, event: Event) -> None:
+        """Pass an event on to the touchpoints that listen (`on_event`)."""
+        for name, watched in self.watched.items():
+            if watched.open and type(watched.touchpoint).on_event is not Touchpoint.on_event:
+                self._supervision.call(name, None, watched.touchpoint.on_event, event)
+
+    async def stop(self) -> None:
+        """Close all touchpoints, the last opened first; an error of one does not keep the others open."""
+        for watched in reversed(list(self.watched.values())):
+            await self._close(watched)
+
+    async def _close(self, watched: Watched) -> None:
+        watched.open = False
+        if watched.timer:
+            watched.timer.cancel()
+        current = asyncio.current_task()
+        tasks = [task for task in watched.tasks if task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._supervision.run(watched.touchpoint.name, watched.touchpoint.close())
+        except Exception as error:
+            self._supervision.failed(watched.touchpoint.name, error)

@@ -1,0 +1,100 @@
+"""Who is on which interface's XDP hook: the sensors of one loop share one dispatcher per interface.
+
+A member is loaded against the interface's chain, so each interface has its own copy of a program; the maps
+that must be common are passed on with `reuse`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mapek.bpf import Dispatcher, ObjectSpec, load_async
+from mapek.bpf.maps import Map
+from mapek.bpf.objects import LoadedObject
+from mapek.bpf.xdp import Mode
+
+
+@dataclass(slots=True)
+class _Hook:
+    dispatcher: Dispatcher
+    members: set[str] = field(default_factory=set)
+
+
+class Hooks:
+    """The dispatchers of one loop, by ifindex; opened by the first member, released after the last."""
+
+    def __init__(self) -> None:
+        self._hooks: dict[int, _Hook] = {}
+        self._lock = asyncio.Lock()
+
+    async def join(
+        self,
+        ifindex: int,
+        slot: str,
+        spec: ObjectSpec,
+        program: str,
+        *,
+        mode: Mode = "auto",
+        pin_dir: Path | None = None,
+        rodata: Mapping[str, int | bytes] | None = None,
+        reuse: Mapping[str, Map | int] | None = None,
+        max_entries: Mapping[str, int] | None = None,
+    ) -> LoadedObject:
+        """Load `program` of `spec` into `slot` of the interface's chain; the caller closes the result after `leave`.
+
+        Raises what `Dispatcher` and `load` raise.
+        """
+        async with self._lock:
+            hook = self._hooks.get(ifindex)
+            if hook is not None and not hook.dispatcher.alive:
+                # the interface went away under it, and a new one has the same index
+                del self._hooks[ifindex]
+                await hook.dispatcher.release(keep=False)
+                hook = None
+            if hook is None:
+                hook = _Hook(await Dispatcher.attach(ifindex, mode, pin_dir))
+                self._hooks[ifindex] = hook
+            options = hook.dispatcher.options(slot)
+            try:
+                loaded = await load_async(
+                    spec,
+                    programs={program},
+                    rodata={**(rodata or {}), **options.rodata},
+                    reuse={**(reuse or {}), **options.reuse},
+                    max_entries=max_entries,
+                )
+                try:
+                    await hook.dispatcher.set(slot, loaded.programs[program])
+                except BaseException:
+                    loaded.close()
+                    raise
+            finally:
+                if not hook.members and slot not in hook.dispatcher.slots():
+                    del self._hooks[ifindex]
+                    await hook.dispatcher.release(keep=False)
+            hook.members.add(slot)
+            return loaded
+
+    def mode(self, ifindex: int) -> str:
+        """ "native" or "generic"; "gone" when the interface is no more, "" when nobody joined."""
+        hook = self._hooks.get(ifindex)
+        if hook is None:
+            return ""
+        return hook.dispatcher.mode if hook.dispatcher.alive else "gone"
+
+    async def leave(self, ifindex: int, slot: str, *, keep: bool = False) -> None:
+        """Take the member off. With `keep` it stays in the (pinned) chain and outlives this process."""
+        async with self._lock:
+            hook = self._hooks.get(ifindex)
+            if hook is None or slot not in hook.members:
+                return
+            hook.members.discard(slot)
+            stays = keep and hook.dispatcher.pin_dir is not None and hook.dispatcher.alive
+            if not stays and hook.dispatcher.alive:
+                await hook.dispatcher.remove(slot)
+            if not hook.members:
+                del self._hooks[ifindex]
+                await hook.dispatcher.release(keep=stays)

@@ -1,0 +1,244 @@
+"""What link_watch has in the kernel: one set of maps, and on each interface a reflector and a stamper.
+
+The reflector goes into the interface's XDP chain where the driver has XDP, otherwise to tc ingress; which
+of the two it became is told in the status, never silently changed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path as FilePath
+from typing import Final
+
+from mapek.bpf import LoadedObject, ObjectSpec, RingBuffer, attach_tc_async, features, load_async, object_path
+from mapek.bpf.maps import ArrayMap, Map
+from mapek.bpf.tc import TcLink
+from mapek.bpf.xdp import Mode
+from mapek.clock import wall_ns
+from mapek.contracts import Surroundings
+from mapek.errors import AttachError, DegradedError, FeatureError
+from mapek.knowledge.topology import Address, Path, Peer
+from mapek.sensors.hooks import Hooks
+from mapek.sensors.link_watch_layout import ANSWERS, WATCH, Alarm, alarm, packed, peer_key
+from mapek.sensors.link_watch_paths import PathTable
+from mapek.sensors.prober import Target
+from mapek.sensors.stamp import session_key
+
+BPFFS: Final = FilePath("/sys/fs/bpf")
+SLOT: Final = "link_watch"
+_SHARED: Final = ("configs", "paths", "peers", "events", "watchdogs")
+
+
+@dataclass(slots=True)
+class Attachment:
+    """One interface."""
+
+    interface: str
+    ifindex: int
+    targets: dict[int, Target]
+    hooks: Hooks
+    reflector: LoadedObject | None
+    ingress: TcLink | None
+    egress: TcLink | None
+    keys: tuple[bytes, ...]
+
+
+class Kernel:
+    """Maps, programs and attachments of one link_watch."""
+
+    def __init__(
+        self, *, mode: str, pin: str, reply_rate: int, timer: str, alarm: Callable[[Alarm], None]
+    ) -> None:
+        self._mode, self._pin, self._reply_rate, self._timer = mode, pin, reply_rate, timer
+        self._alarm = alarm
+        self.timers = True
+        self.degraded: list[str] = []
+        self.routed: dict[int, str] = {}
+        """Peer by index of the routed paths, which lie behind the watched ones."""
+        self._spec: ObjectSpec | None = None
+        self._base: LoadedObject | None = None
+        self._ring: RingBuffer | None = None
+        self._table: PathTable | None = None
+        self._paths: list[Path] = []
+        self._addresses: dict[int, tuple[Peer, Address]] = {}
+
+    async def open(
+        self, paths: list[Path], routed: list[tuple[Peer, Address]], interval_ns: int
+    ) -> PathTable:
+        """Load the programs and make the maps; nothing is attached yet."""
+        self.degraded = []
+        self._paths = paths
+        self._spec = ObjectSpec.read(object_path("link_watch"))
+        self.timers = self._timer == "auto" and features.probe("bpf_timer") is features.Answer.YES
+        if not self.timers:
+            why = "asked for" if self._timer == "user" else "the kernel has no bpf_timer (5.15)"
+            self.degraded.append(f"silence is detected from user space: {why}")
+        count = len(paths) + len(routed)
+        self._base = await load_async(
+            self._spec,
+            programs={"stamp" if self.timers else "stamp_untimed", "link_watch_tc"},
+            max_entries={name: max(count, 1) * (2 if name == "peers" else 1) for name in _SHARED if name != "events"},
+        )
+        maps = self._base.maps
+        configs, states = maps["configs"], maps["paths"]
+        assert isinstance(configs, ArrayMap) and isinstance(states, ArrayMap)
+        self._table = PathTable(configs, states, count, interval_ns)
+        self._addresses = {len(paths) + i: owner for i, owner in enumerate(routed)}
+        self.routed = {index: peer.name for index, (peer, _) in self._addresses.items()}
+        self._ring = RingBuffer(maps["events"], lambda record: self._alarm(alarm(record)))
+        self._ring.start()
+        return self._table
+
+    def _set_up(self, index: int, secret: bytes, ifindex: int, local: Address, peer: Address, flags: int) -> bytes:
+        """Make a path known to the programs; returns its key in the `peers` map."""
+        assert self._table is not None and self._base is not None
+        values: Mapping[str, object] = {
+            "local": list(packed(local)),
+            "peer": list(packed(peer)),
+            "ifindex": ifindex,
+            "own_key": session_key(secret, local, peer),
+            "peer_key": session_key(secret, peer, local),
+            "reply_rate": self._reply_rate,
+            "reply_burst": max(self._reply_rate // 100, 64),
+        }
+        self._table.restart(index, wall_ns())
+        self._table.configure(index, values, flags)
+        key = peer_key(ifindex, peer, local)
+        self._base.maps["peers"].update(key, index.to_bytes(4, _ORDER))
+        return key
+
+    async def attach(self, interface: str, around: Surroundings) -> Attachment:
+        """Attach to `interface` and set its paths up.
+
+        Raises:
+            AttachError: it is missing, has no usable address, or carries a foreign XDP program.
+            DegradedError: a privilege or feature is missing.
+        """
+        try:
+            ifindex = socket.if_nametoindex(interface)
+        except OSError as error:
+            do = "check the name, or set wait = true to wait for it"
+            raise AttachError("watch", interface, "there is no such interface", do) from error
+        topology = around.knowledge.topology
+        mine = [(i, path) for i, path in enumerate(self._paths) if path.interface == interface]
+        targets = {i: Target(i, ifindex, path.local or source(path), path.address) for i, path in mine}
+        hooks = around.shared(Hooks)
+        one = Attachment(interface, ifindex, targets, hooks, None, None, None, ())
+        try:
+            await self._attach_programs(one)
+        except BaseException:
+            await self.detach(one)
+            raise
+        one.keys = tuple(
+            self._set_up(i, topology.peers[path.peer].key, ifindex, targets[i].local, path.address, WATCH)
+            for i, path in mine
+        )
+        return one
+
+    async def _attach_programs(self, one: Attachment) -> None:
+        assert self._spec is not None and self._base is not None
+        reuse: dict[str, Map | int] = {name: self._base.maps[name] for name in _SHARED}
+        modes: tuple[Mode, ...] = {"auto": ("native",), "native": ("native",), "generic": ("generic",)}.get(self._mode, ())  # type: ignore[assignment]
+        for mode in modes:
+            try:
+                one.reflector = await one.hooks.join(
+                    one.ifindex, SLOT, self._spec, "link_watch", mode=mode, pin_dir=self._pin_dir(one), reuse=reuse
+                )
+            except FeatureError:
+                if self._mode != "auto":
+                    raise
+        if one.reflector is None:
+            one.ingress = await attach_tc_async(self._base.programs["link_watch_tc"], one.ifindex, "ingress")
+        stamp = self._base.programs["stamp" if self.timers else "stamp_untimed"]
+        one.egress = await attach_tc_async(stamp, one.ifindex, "egress")
+
+    def _pin_dir(self, one: Attachment) -> FilePath | None:
+        """Where the chain of an interface is pinned: by network namespace, since names repeat in them."""
+        if self._pin == "no":
+            return None
+        if not (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
+            if self._pin == "yes":
+                do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
+                raise DegradedError("pin the reflector of", one.interface, f"{BPFFS} is no writable bpffs", do)
+            word = "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
+            if word not in self.degraded:
+                self.degraded.append(word)
+            return None
+        namespace = os.stat("/proc/thread-self/ns/net").st_ino
+        return BPFFS / "mapek" / str(namespace) / one.interface
+
+    def mode(self, one: Attachment) -> str:
+        """How an interface is attached, for people."""
+        reflector = f"xdp {one.hooks.mode(one.ifindex)}" if one.reflector else f"tc {_way(one.ingress)}"
+        return f"{reflector}, egress {_way(one.egress)}"
+
+    def routed_targets(self, local_addresses: Iterable[Address]) -> dict[int, Target]:
+        """Paths to the peers' own addresses, whatever way the route takes; set up on the way."""
+        local = {len(address.packed): address for address in reversed(tuple(local_addresses))}
+        targets = {}
+        for index, (peer, address) in self._addresses.items():
+            mine = local.get(len(address.packed))
+            if mine is None:
+                self.degraded.append(f"no proof of routes to {peer.name} {address}: the node has no such address")
+                continue
+            self._set_up(index, peer.key, 0, mine, address, ANSWERS)
+            targets[index] = Target(index, 0, mine, address)
+        return targets
+
+    async def detach(self, one: Attachment, *, keep: bool = False) -> None:
+        """Take everything off one interface, or with `keep` all but a pinned reflector."""
+        for link in (one.egress, one.ingress):
+            if link is not None:
+                await link.detach_async()
+        one.egress = one.ingress = None
+        if one.reflector is not None:
+            await one.hooks.leave(one.ifindex, SLOT, keep=keep)
+            one.reflector.close()
+            one.reflector = None
+        if not keep and self._base is not None:
+            for key in one.keys:
+                self._base.maps["peers"].delete(key)
+
+    async def close(self, attached: Mapping[str, Attachment]) -> None:
+        """Detach from all interfaces; pinned reflectors stay."""
+        for one in attached.values():
+            await self.detach(one, keep=True)
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+        if self._base is not None:
+            self._base.close()
+            self._base = None
+        self._table = None
+
+
+_ORDER: Final = "little" if socket.htons(1) != 1 else "big"
+
+
+def _way(link: TcLink | None) -> str:
+    return getattr(link, "way", "none")
+
+
+def source(path: Path) -> Address:
+    """Our address on a path's link, as the kernel would choose it.
+
+    Raises AttachError when there is none (yet).
+    """
+    family = socket.AF_INET if path.address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, path.interface.encode())
+            if family == socket.AF_INET:
+                probe.connect((str(path.address), 862))
+            else:
+                scope = socket.if_nametoindex(path.interface) if IPv6Address(int(path.address)).is_link_local else 0
+                probe.connect((str(path.address), 862, 0, scope))
+            return ip_address(probe.getsockname()[0].split("%")[0])
+        except OSError as error:
+            do = "bring it up and give it an address, or set `local`"
+            why = f"no address to reach {path.address} from ({os.strerror(error.errno or 0)})"
+            raise AttachError("watch", path.interface, why, do) from error

@@ -1,0 +1,176 @@
+"""The state of all paths in memory shared with the kernel's programs: what they count, what they are told.
+
+Frames are read with numpy, all paths at once; the few scalars of the hot path through memoryviews.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mapek.bpf.maps import ArrayMap
+from mapek.sensors.link_watch_layout import (
+    ADMIN_DOWN,
+    CONFIG,
+    COUNTERS,
+    IN_USE,
+    MARK_MISSING,
+    MARK_SILENT,
+    SILENT,
+    STATE,
+    WATCH,
+    WINDOW,
+    Alarm,
+)
+
+LEAST_SILENCE_NS: Final = 300_000
+UNKNOWN_SILENCE_NS: Final = 20_000_000
+"""How long a probe may wait while the round trip is not known yet."""
+
+_WORDS: Final = STATE.itemsize // 8
+_HALVES: Final = STATE.itemsize // 4
+
+
+def _u64(field: str) -> int:
+    return int(STATE.fields[field][1]) // 8  # type: ignore[index]
+
+
+def _u32(field: str) -> int:
+    return int(STATE.fields[field][1]) // 4  # type: ignore[index]
+
+
+_LAST_ANSWER, _LAST_ANSWERED_SENT = _u64("last_answer_ns"), _u64("last_answered_sent_ns")
+_ANSWERED = _u64("answered")
+_NEXT_SEQ, _NEWEST, _MARKS = _u32("next_seq"), _u32("newest_answered"), _u32("marks")
+_SLOT_WORD, _SLOT_HALF = _u64("window"), _u32("window")
+
+
+class PathTable:
+    """Views of the maps `configs` and `paths`. Valid as long as the maps are.
+
+    Args:
+        count: paths in use, the routed ones behind the watched ones.
+        interval_ns: between two probes, which bounds how soon silence can be told.
+    """
+
+    def __init__(self, configs: ArrayMap, paths: ArrayMap, count: int, interval_ns: int) -> None:
+        self.count = count
+        self._interval_ns = interval_ns
+        self._configs: npt.NDArray[np.void] = configs.view(CONFIG)
+        self._states: npt.NDArray[np.void] = paths.view(STATE)
+        flat = self._states.view(np.uint8).reshape(-1)
+        self._words: memoryview[int] = flat.view(np.uint64).data.cast("B").cast("Q")
+        self._halves: memoryview[int] = flat.view(np.uint32).data.cast("B").cast("I")
+        self._silence = [UNKNOWN_SILENCE_NS + interval_ns] * count
+
+    def configure(self, index: int, values: Mapping[str, object], flags: int) -> None:
+        """Set a path up; `values` are fields of `struct path_config`."""
+        row = self._configs[index]
+        for name, value in values.items():
+            row[name] = value
+        row["silence_ns"] = self._silence[index]
+        row["flags"] = IN_USE | flags
+
+    def restart(self, index: int, epoch: int) -> None:
+        """Begin to count a path anew: a new session, sequence numbers from 1."""
+        self._configs[index]["epoch"] = epoch
+        self._states[index] = np.zeros((), STATE)
+        self._halves[index * _HALVES + _NEXT_SEQ] = 1
+
+    def set_flags(self, index: int, flags: int, mask: int) -> None:
+        row = self._configs[index]
+        now = int(row["flags"])
+        if (now & mask) != flags:
+            row["flags"] = now & ~mask | flags
+
+    def announce_admin_down(self) -> None:
+        """From now on every probe says that this agent stops; nothing is watched any more."""
+        for index in range(self.count):
+            self.set_flags(index, ADMIN_DOWN, ADMIN_DOWN | WATCH)
+
+    def next_seq(self, index: int) -> int:
+        return self._halves[index * _HALVES + _NEXT_SEQ]
+
+    def last_answer_ns(self, index: int) -> int:
+        """When the last answer came; 0 before the first."""
+        return self._words[index * _WORDS + _LAST_ANSWER]
+
+    def last_answered_sent_ns(self, index: int) -> int:
+        return self._words[index * _WORDS + _LAST_ANSWERED_SENT]
+
+    def ever_answered(self, index: int) -> bool:
+        return self._words[index * _WORDS + _ANSWERED] > 0
+
+    def answered_between(self, index: int, first: int, end: int) -> int:
+        """How many of the probes numbered first <= seq < end have an answer."""
+        base, halves, found = index * _HALVES + _SLOT_HALF, self._halves, 0
+        for seq in range(first, end):
+            at = base + (seq & (WINDOW - 1)) * 4
+            found += halves[at + 2] == seq & 0xFFFFFFFF and halves[at + 3] != 0
+        return found
+
+    def rearm_gaps(self, index: int) -> None:
+        """Let the next gap of this path raise an alarm again."""
+        at = index * _HALVES + _MARKS
+        self._halves[at] &= ~MARK_MISSING & 0xFFFFFFFF
+
+    def _oldest_waiting(self, index: int) -> tuple[int, int] | None:
+        """(sequence number, send time) of the oldest probe after the newest answered one."""
+        base = index * _HALVES
+        oldest = (self._halves[base + _NEWEST] + 1) & 0xFFFFFFFF
+        if oldest == self._halves[base + _NEXT_SEQ]:
+            return None
+        return oldest, self._words[index * _WORDS + _SLOT_WORD + (oldest & (WINDOW - 1)) * 2]
+
+    def is_silent(self, index: int, now_ns: int) -> bool:
+        """Has the oldest unanswered probe waited too long?"""
+        waiting = self._oldest_waiting(index)
+        return waiting is not None and now_ns - waiting[1] >= self._silence[index]
+
+    def newly_silent(self, index: int, now_ns: int) -> Alarm | None:
+        """For kernels without bpf_timer: the alarm that the watchdog would raise now, once."""
+        at = index * _HALVES + _MARKS
+        watched = int(self._configs[index]["flags"]) & WATCH
+        if not watched or self._halves[at] & MARK_SILENT or not self.is_silent(index, now_ns):
+            return None
+        waiting = self._oldest_waiting(index)
+        if waiting is None:
+            return None
+        self._halves[at] |= MARK_SILENT
+        outstanding = (self.next_seq(index) - waiting[0]) & 0xFFFFFFFF
+        return Alarm(now_ns, self.last_answered_sent_ns(index), index, SILENT, waiting[0], outstanding)
+
+    def totals(self, count: int) -> dict[str, int]:
+        """Counters of the first `count` paths, summed."""
+        return {name: int(self._states[name][:count].sum()) for name in COUNTERS}
+
+    def read(
+        self, now_ns: int, count: int
+    ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64], npt.NDArray[np.uint64]]:
+        """Counters, gauges and round-trip buckets of the first `count` paths; sets the silence limits anew."""
+        states = self._states[:count].copy()
+        counters = np.stack([states[name] for name in COUNTERS], axis=1)
+        slots = states["window"]
+        answered = slots["rtt_ns"] != 0
+        settled = (slots["sent_ns"] > 0) & (answered | (slots["sent_ns"] + self._settled_ns(count)[:, None] < now_ns))
+        gauges = np.full((count, 5), np.nan)
+        gauges[:, 0] = (states["marks"] & MARK_SILENT) != 0
+        seen = states["last_answer_ns"] > 0
+        gauges[seen, 1] = (now_ns - states["last_answer_ns"][seen].astype(np.int64)) / 1e9
+        for index in range(count):
+            if answered[index].sum() >= 16:
+                p99 = float(np.percentile(slots["rtt_ns"][index][answered[index]], 99))
+                gauges[index, 2] = p99 / 1e9
+                self._silence[index] = max(self._interval_ns // 2, int(2 * p99), LEAST_SILENCE_NS)
+                self._configs[index]["silence_ns"] = self._silence[index]
+        total = settled.sum(axis=1)
+        some = total > 0
+        gauges[some, 3] = 1 - (settled & answered).sum(axis=1)[some] / total[some]
+        gauges[:, 4] = states["peer_state"]
+        return counters, gauges, states["rtt_buckets"]
+
+    def _settled_ns(self, count: int) -> npt.NDArray[np.uint64]:
+        return np.array(self._silence[:count], dtype=np.uint64) * np.uint64(2)

@@ -1,0 +1,101 @@
+"""Skips that cannot hide a fault, and a search for what the tests left behind.
+
+A test that skips where the machine has what it needs fails (see tests/support/machine.py), and a run that
+leaves a namespace, a BPF program, a pin or a process behind fails as a whole and names the test after
+which it first showed. MAPEK_REQUIRE_ALL=1 makes every avoidable skip a failure; MAPEK_LEAKS=report only
+reports left-overs, for machines where other work with BPF goes on at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests.support import leaks, machine
+
+_before = pytest.StashKey[leaks.Snapshot]()
+_first_seen = pytest.StashKey[dict[tuple[str, str], str]]()
+_left = pytest.StashKey[list[str]]()
+_excused = pytest.StashKey[bool]()
+
+
+def _needs(item: pytest.Item) -> tuple[str, ...]:
+    implied = machine.NETNS if item.get_closest_marker("netns") else ()
+    named = tuple(name for mark in item.iter_markers("needs") for name in mark.args)
+    for name in named:
+        if name not in machine.FEATURES:
+            raise pytest.UsageError(f"{item.nodeid} needs {name!r}, which tests/support/machine.py lacks")
+    return implied + named
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember the machine as it was."""
+    leaks.mark_children()
+    config.stash[_before] = leaks.snapshot()
+    config.stash[_first_seen] = {}
+    config.stash[_left] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Check every `needs` before the first test runs."""
+    for item in items:
+        _needs(item)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or fail, a test that this machine cannot run."""
+    answer = machine.verdict(_needs(item))
+    if answer is None:
+        return
+    reason, fails = answer
+    if fails:
+        pytest.fail(reason, pytrace=False)
+    item.stash[_excused] = True
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a skip that nothing excuses into a failure."""
+    report = yield
+    privileged = item.get_closest_marker("netns") is not None and machine.capable()
+    unexcused = report.skipped and not hasattr(report, "wasxfail") and not item.stash.get(_excused, False)
+    if unexcused and (privileged or machine.require_all()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"skipped where the machine has what the test needs: {reason}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _attribute_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Note after which privileged test a left-over first showed; the run's end decides if it stayed."""
+    yield
+    if request.node.get_closest_marker("netns") is None:
+        return
+    stash = request.config.stash
+    for thing in stash[_before].new():
+        stash[_first_seen].setdefault(thing, request.node.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run for what is still there."""
+    stash = session.config.stash
+    seen = {f"{kind} {name}": test for (kind, name), test in stash[_first_seen].items()}
+    for line in stash[_before].left():
+        stash[_left].append(f"{line} (first seen after {seen.get(line, 'an unprivileged test')})")
+    if stash[_left] and os.environ.get("MAPEK_LEAKS") != "report":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left behind."""
+    if config.stash[_left]:
+        terminalreporter.section("left behind by the tests", red=True, bold=True)
+        for line in config.stash[_left]:
+            terminalreporter.write_line(line)

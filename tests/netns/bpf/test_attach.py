@@ -1,0 +1,384 @@
+"""XDP and tc attachments on a veth pair: whose they are, what outlives whom, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mapek.bpf import (
+    LoadedObject,
+    ObjectSpec,
+    XdpLink,
+    attach_tc,
+    attach_tc_async,
+    attach_xdp,
+    attach_xdp_async,
+    attach_xdp_netlink,
+    attach_xdp_netlink_async,
+    load,
+    object_path,
+    open_link,
+    read_xdp,
+)
+from mapek.bpf.tc import ClsactFilter, Direction, TcxLink, Way, open_tcx
+from mapek.bpf.xdp import Mode
+from mapek.bpf.xdp_netlink import with_iproute
+from mapek.errors import AttachError
+from tests.netns.bpf.wires import Wire, counters, run, running, udp
+
+ROOT = Path(__file__).parents[3]
+BPFTOOL = shutil.which("bpftool", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "bpftool"
+UDP4 = 2  # (ipv4 * 4 + udp) * 2 + untagged
+
+
+@pytest.fixture
+def empty_tc() -> Iterator[LoadedObject]:
+    with load(ObjectSpec.read(object_path("empty_tc"))) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def pin() -> Iterator[str]:
+    path = f"/sys/fs/bpf/mapek-test-{os.getpid()}"
+    yield path
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+async def worker_threads_end() -> None:
+    while any(t.name.startswith("mapek-bpf") for t in threading.enumerate()):  # noqa: ASYNC110 - a thread
+        await asyncio.sleep(0)
+
+
+def counted(counter: LoadedObject) -> int:
+    return int(counters(counter)[UDP4][0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "results"), [("native", "native"), ("generic", "generic"), ("auto", "native")]
+)
+def test_link_sees_frames_in_the_mode_it_says(wire: Wire, counter: LoadedObject, mode: Mode, results: str):
+    program = counter.programs["xdp_counter"]
+    with attach_xdp(program, wire.near, mode) as link:
+        assert link.mode == results
+        assert link.ifindex == wire.near
+        assert link.program_id == program.id
+        state = read_xdp(wire.near)
+        assert state is not None
+        assert (state.mode, state.program_id) == (results, program.id)
+        wire.send(udp(), 10)
+        assert counted(counter) == 10
+    assert read_xdp(wire.near) is None
+    link.close()
+    link.detach()
+
+
+@pytest.mark.needs("bpftool")
+def test_bpftool_sees_the_same_link(wire: Wire, empty: LoadedObject):
+    with attach_xdp(empty.programs["empty"], wire.near) as link:
+        told = json.loads(run(f"{BPFTOOL} -j link show id {link.id}"))
+        assert (told["type"], told["prog_id"]) == ("xdp", empty.programs["empty"].id)
+
+
+def test_auto_says_why_not_native(wire: Wire, empty: LoadedObject):
+    plain = 1  # loopback
+    with attach_xdp(empty.programs["empty"], plain, "auto") as link:
+        assert link.mode == "generic"
+        assert link.reason.startswith("native: ")
+    with pytest.raises(Exception, match="no native XDP") as caught:
+        attach_xdp(empty.programs["empty"], plain, "native")
+    assert 'use mode="generic" or tc' in str(caught.value)
+
+
+def test_a_foreign_program_is_named_and_left_alone(wire: Wire, empty: LoadedObject, counter: LoadedObject):
+    foreign, ours = empty.programs["empty"], counter.programs["xdp_counter"]
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: attach_xdp(ours, wire.near),
+        lambda: attach_xdp(ours, wire.near, "generic"),
+        lambda: attach_xdp_netlink(ours, wire.near),
+        lambda: attach_xdp_netlink(ours, wire.near, "generic"),
+    )
+    for attach in (attach_xdp, attach_xdp_netlink):
+        held = attach(foreign, wire.near)
+        for attempt in attempts:
+            with pytest.raises(
+                AttachError, match=rf"program 'empty' \(id {foreign.id}\) is there already"
+            ) as caught:
+                attempt()
+            assert "tc" in str(caught.value)
+        assert running(wire.near).program_id == foreign.id
+        held.detach()
+        assert read_xdp(wire.near) is None
+
+
+@pytest.mark.parametrize("ifindex", [0, 999_999, 2**31 - 1])
+def test_no_such_interface(wire: Wire, empty: LoadedObject, empty_tc: LoadedObject, ifindex: int):
+    for attempt in (
+        lambda: attach_xdp(empty.programs["empty"], ifindex),
+        lambda: attach_xdp_netlink(empty.programs["empty"], ifindex),
+        lambda: attach_tc(empty_tc.programs["empty_tc"], ifindex),
+        lambda: attach_tc(empty_tc.programs["empty_tc"], ifindex, way="clsact"),
+    ):
+        with pytest.raises(AttachError, match="no such interface"):
+            attempt()
+
+
+def test_programs_of_the_wrong_type(wire: Wire, empty: LoadedObject, empty_tc: LoadedObject):
+    with pytest.raises(AttachError, match="of type sched_cls; give an xdp program"):
+        attach_xdp(empty_tc.programs["empty_tc"], wire.near)
+    with pytest.raises(AttachError, match="of type xdp; give a tc program"):
+        attach_tc(empty.programs["empty"], wire.near)
+    with pytest.raises(ValueError, match="sideways"):
+        attach_tc(empty_tc.programs["empty_tc"], wire.near, "sideways")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="fast"):
+        attach_xdp(empty.programs["empty"], wire.near, "fast")  # type: ignore[arg-type]
+
+
+def test_update_loses_no_frame(wire: Wire):
+    spec = ObjectSpec.read(object_path("xdp_counter"))
+    with (
+        load(spec) as first,
+        load(spec, reuse={"counters": first.maps["counters"]}) as second,
+        attach_xdp(first.programs["xdp_counter"], wire.near) as link,
+    ):
+        for turn in range(6):
+            wire.send(udp(), 50)
+            link.update((second if turn % 2 == 0 else first).programs["xdp_counter"])
+        assert counted(first) == 300
+        assert link.program_id == first.programs["xdp_counter"].id
+
+
+def test_the_interface_goes_while_attached(wire: Wire, empty: LoadedObject, counter: LoadedObject):
+    link = attach_xdp(empty.programs["empty"], wire.near)
+    run("ip link del near")
+    assert link.ifindex == 0
+    with pytest.raises(AttachError, match="interface is gone"):
+        link.update(counter.programs["xdp_counter"])
+    link.detach()
+
+
+HOLDER = """
+import sys
+from mapek.bpf import ObjectSpec, attach_xdp, load, object_path
+held = attach_xdp(load(ObjectSpec.read(object_path("empty"))).programs["empty"], int(sys.argv[1]))
+if len(sys.argv) > 2: held.pin(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, *map(str, arguments)]
+    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def killed(child: subprocess.Popen[str]) -> None:
+    child.kill()
+    child.wait()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.close()
+    child.stdout.close()
+
+
+def test_a_link_dies_with_its_process(wire: Wire):
+    child = holder(wire.near)
+    assert read_xdp(wire.near) is not None
+    killed(child)
+    assert read_xdp(wire.near) is None
+
+
+@pytest.mark.needs("bpffs")
+def test_a_pinned_link_survives_its_process(wire: Wire, pin: str, counter: LoadedObject):
+    killed(holder(wire.near, pin))
+    state = read_xdp(wire.near)
+    assert state is not None
+    with open_link(pin) as link:
+        assert isinstance(link, XdpLink)
+        assert link.program_id == state.program_id
+        link.update(counter.programs["xdp_counter"])
+        wire.send(udp(), 5)
+        assert counted(counter) == 5
+        link.detach()
+    assert read_xdp(wire.near) is None
+    assert not os.path.exists(pin)
+
+
+def test_pins_need_a_bpffs(wire: Wire, empty: LoadedObject, tmp_path: Path):
+    with (
+        attach_xdp(empty.programs["empty"], wire.near) as link,
+        pytest.raises(AttachError, match="not on a bpffs"),
+    ):
+        link.pin(tmp_path / "link")
+
+
+@pytest.mark.needs("bpffs")
+def test_what_is_pinned_is_checked(pin: str, empty: LoadedObject):
+    empty.programs["empty"].pin(pin)
+    with pytest.raises(AttachError, match="it is a prog"):
+        open_link(pin)
+    with pytest.raises(AttachError, match="pinned there"):
+        open_tcx(pin)
+    os.unlink(pin)
+    with pytest.raises(FileNotFoundError):
+        open_link(pin)
+
+
+def test_netlink_attachment_is_replaced_atomically_and_removed_only_if_ours(
+    wire: Wire, empty: LoadedObject, counter: LoadedObject
+):
+    mine, other = empty.programs["empty"], counter.programs["xdp_counter"]
+    held = attach_xdp_netlink(mine, wire.near, "generic")
+    assert held.mode == "generic"
+    held.update(other)
+    assert running(wire.near).program_id == other.id
+    wire.send(udp(), 3)
+    assert counted(counter) == 3
+    # Somebody replaces ours by netlink behind our back: we touch it no more.
+    foreign = attach_xdp_netlink(mine, wire.near, "generic", replace=other)
+    with pytest.raises(AttachError, match="is there already"):
+        held.update(other)
+    with pytest.raises(AttachError, match="is there already"):
+        held.detach()
+    assert running(wire.near).program_id == mine.id
+    held.detach()
+    foreign.detach()
+    assert read_xdp(wire.near) is None
+
+
+def test_netlink_attachment_stays_when_let_go(wire: Wire, empty: LoadedObject):
+    held = attach_xdp_netlink(empty.programs["empty"], wire.near)
+    assert held.mode == "native"
+    held.close()
+    assert read_xdp(wire.near) is not None
+    again = attach_xdp_netlink(empty.programs["empty"], wire.near, replace=empty.programs["empty"])
+    again.detach()
+    assert read_xdp(wire.near) is None
+
+
+def test_netlink_detach_of_what_is_gone_already(wire: Wire, empty: LoadedObject):
+    held = attach_xdp_netlink(empty.programs["empty"], wire.near)
+    run("ip link set dev near xdp off")
+    held.detach()
+    held = attach_xdp_netlink(empty.programs["empty"], wire.near)
+    run("ip link del near")
+    held.detach()
+
+
+async def test_async_attachments_keep_the_namespace_and_free_the_loop(
+    wire: Wire, empty: LoadedObject, counter: LoadedObject, empty_tc: LoadedObject
+):
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    async with await attach_xdp_async(empty.programs["empty"], wire.near) as link:
+        before = ticks
+        await link.update_async(counter.programs["xdp_counter"])
+        assert ticks > before + 10
+        assert link.program_id == counter.programs["xdp_counter"].id
+    assert read_xdp(wire.near) is None  # in a running loop, too
+    held = await attach_xdp_netlink_async(empty.programs["empty"], wire.near)
+    await held.update_async(counter.programs["xdp_counter"])
+    await held.detach_async()
+    async with await attach_tc_async(empty_tc.programs["empty_tc"], wire.near) as tc:
+        await tc.update_async(empty_tc.programs["empty_tc"])
+    ticking.cancel()
+
+
+async def test_a_cancelled_attach_leaves_nothing(wire: Wire, empty: LoadedObject):
+    attaching = asyncio.create_task(attach_xdp_async(empty.programs["empty"], wire.near))
+    await asyncio.sleep(0)
+    attaching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await attaching
+    # The thread is in the kernel: it ends, and then undoes what it did.
+    await asyncio.wait_for(worker_threads_end(), 5)
+    assert read_xdp(wire.near) is None
+
+
+WAYS = [pytest.param("tcx", marks=pytest.mark.needs("tcx")), "clsact"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("direction", ["ingress", "egress"])
+def test_tc(wire: Wire, empty_tc: LoadedObject, way: Way, direction: Direction):
+    program = empty_tc.programs["empty_tc"]
+    with attach_tc(program, wire.near, direction, way) as link:
+        assert link.way == way
+        assert link.direction == direction
+        assert link.program_id == program.id
+        with load(empty_tc.spec) as other:
+            link.update(other.programs["empty_tc"])
+            assert link.program_id == other.programs["empty_tc"].id
+            if isinstance(link, ClsactFilter):
+                assert f"mapek:empty_tc:{link.program_id}" in run(f"tc filter show dev near {direction}")
+    assert "clsact" not in run("tc qdisc show dev near")
+    link.detach()
+
+
+@pytest.mark.needs("tcx", "bpffs")
+def test_tcx_links_can_be_pinned(wire: Wire, empty_tc: LoadedObject, pin: str):
+    link = attach_tc(empty_tc.programs["empty_tc"], wire.near, "egress")
+    assert isinstance(link, TcxLink)
+    link.pin(pin)
+    link.close()
+    again = open_tcx(pin)
+    assert (again.direction, again.ifindex) == ("egress", wire.near)
+    again.detach()
+    assert not os.path.exists(pin)
+
+
+def test_clsact_leaves_foreign_filters_alone(wire: Wire, empty_tc: LoadedObject):
+    program = empty_tc.programs["empty_tc"]
+    ours = attach_tc(program, wire.near, "ingress", "clsact")
+    with_iproute(
+        lambda ip: ip.tc(
+            "add-filter", "bpf", wire.near, 1, fd=program.fd, name="foreign", parent=0xFFFFFFF2, prio=10,
+            protocol=3, direct_action=True,
+        )
+    )  # fmt: skip
+    second = attach_tc(program, wire.near, "ingress", "clsact")
+    assert isinstance(ours, ClsactFilter)
+    assert isinstance(second, ClsactFilter)
+    assert second.handle != ours.handle
+    ours.detach()
+    second.detach()
+    assert "foreign" in run("tc filter show dev near ingress")
+    assert "mapek" not in run("tc filter show dev near ingress")
+    run("tc qdisc del dev near clsact")
+
+
+def test_clsact_of_somebody_else_is_kept(wire: Wire, empty_tc: LoadedObject):
+    run("tc qdisc add dev near clsact")
+    attach_tc(empty_tc.programs["empty_tc"], wire.near, "egress", "clsact").detach()
+    assert "clsact" in run("tc qdisc show dev near")
+
+
+def test_a_clsact_filter_that_is_gone(wire: Wire, empty_tc: LoadedObject):
+    program = empty_tc.programs["empty_tc"]
+    filter_ = attach_tc(program, wire.near, "ingress", "clsact")
+    run("tc qdisc del dev near clsact")
+    with pytest.raises(AttachError, match="gone or replaced"):
+        filter_.update(program)
+    filter_.detach()
+    filter_ = attach_tc(program, wire.near, "ingress", "clsact")
+    run("ip link del near")
+    filter_.detach()

@@ -1,0 +1,178 @@
+"""What this machine can run, asked from the machine itself and not from `mapek`.
+
+A test names what it needs (`@pytest.mark.needs("tcx")`; the marker `netns` implies `NETNS`). Where it is
+missing the test skips and says so, but a kernel that is new enough to have it makes the skip a failure: a
+broken probe or a lost privilege must not turn the suite green. Asking the code under test would let its
+own bugs skip their tests, hence the few raw system calls here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+NETNS = ("root", "bpf", "libbpf", "namespaces")
+
+_BPF_PROG_LOAD = 5
+_BPF_PROG_TYPE_XDP = 6
+_SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing a test may need.
+
+    Args:
+        probe: answers whether it is here; may be slow, is asked once.
+        since: the first kernel that has it in every configuration, or None when no version promises it.
+        missing: what to print when it is not here.
+        strict: whether MAPEK_REQUIRE_ALL makes its absence a failure.
+    """
+
+    probe: Callable[[], bool]
+    missing: str
+    since: tuple[int, int] | None = None
+    strict: bool = True
+
+
+def kernel() -> tuple[int, int]:
+    """The running kernel's version, as (major, minor)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def bpf_call(command: int, attributes: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
+    """One bpf(2) call; (result, errno)."""
+    number = _SYS_BPF.get(platform.machine())
+    if number is None:
+        return -1, 38
+    result = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(command), attributes, ctypes.c_long(len(attributes))
+    )
+    return result, ctypes.get_errno()
+
+
+def _loads_bpf() -> bool:
+    code = ctypes.create_string_buffer(b"\xb7".ljust(8, b"\0") + b"\x95".ljust(8, b"\0"), 16)  # r0 = 0; exit
+    licence = ctypes.create_string_buffer(b"GPL")
+    attributes = struct.pack(
+        "=IIQQIIQ", _BPF_PROG_TYPE_XDP, 2, ctypes.addressof(code), ctypes.addressof(licence), 0, 0, 0
+    )
+    fd, _ = bpf_call(_BPF_PROG_LOAD, ctypes.create_string_buffer(attributes.ljust(72, b"\0"), 72))
+    if fd < 0:
+        return False
+    os.close(fd)
+    return True
+
+
+def _has_libbpf() -> bool:
+    try:
+        ctypes.CDLL("libbpf.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _makes_namespaces() -> bool:
+    return subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode == 0
+
+
+def _since(*version: int) -> Callable[[], bool]:
+    return lambda: kernel() >= version
+
+
+def _config(option: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        import gzip
+
+        for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
+            if path.exists():
+                raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+                return any(f"CONFIG_{option}={value}\n".encode() in raw for value in "ym")
+        return False
+
+    return probe
+
+
+FEATURES: dict[str, Feature] = {
+    "root": Feature(lambda: os.geteuid() == 0, "not root; run it as root"),
+    "bpf": Feature(
+        _loads_bpf, "bpf(2) refuses to load a program: no CAP_BPF, or no BPF in the kernel", (5, 10)
+    ),
+    "libbpf": Feature(_has_libbpf, "libbpf.so.1 is missing; apt-get install libbpf1"),
+    "namespaces": Feature(_makes_namespaces, "cannot make a network namespace: no CAP_SYS_ADMIN", (3, 0)),
+    "btf": Feature(
+        lambda: Path("/sys/kernel/btf/vmlinux").exists(), "the kernel carries no BTF", strict=False
+    ),
+    "bpffs": Feature(
+        lambda: os.access("/sys/fs/bpf", os.W_OK | os.X_OK), "/sys/fs/bpf is not writable", (4, 4)
+    ),
+    "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15"),
+    "tcx": Feature(_since(6, 6), "tcx needs Linux 6.6"),
+    "clang": Feature(lambda: shutil.which("clang") is not None, "clang is missing; apt-get install clang"),
+    "bpftool": Feature(
+        lambda: shutil.which("bpftool", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
+        "bpftool is missing; apt-get install bpftool",
+    ),
+    "bird": Feature(
+        lambda: shutil.which("bird", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
+        "bird is missing; apt-get install bird2",
+    ),
+    "kprobes": Feature(_config("KPROBES"), "the kernel has no kprobes (CONFIG_KPROBES)", strict=False),
+    "batman_adv": Feature(_config("BATMAN_ADV"), "the kernel has no batman-adv", strict=False),
+    "netem": Feature(_config("NET_SCH_NETEM"), "the kernel has no netem", strict=False),
+}
+
+
+@functools.cache
+def has(name: str) -> bool:
+    """Whether feature `name` is here. Raises KeyError for a name not in FEATURES."""
+    return FEATURES[name].probe()
+
+
+def capable() -> bool:
+    """Whether this process holds what the `netns` tests need: then none of them may skip."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.split("CapEff:")[1].split()[0], 16)
+    return os.geteuid() == 0 and all(effective >> cap & 1 for cap in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN))
+
+
+def require_all() -> bool:
+    """Whether CI asked that nothing skips but what the kernel's configuration lacks."""
+    return os.environ.get("MAPEK_REQUIRE_ALL", "") not in ("", "0")
+
+
+def verdict(names: tuple[str, ...]) -> tuple[str, bool] | None:
+    """None when a test that needs `names` can run, else (why not, whether that is a failure)."""
+    for name in names:
+        feature = FEATURES[name]
+        if has(name):
+            continue
+        if feature.since and kernel() >= feature.since and capable():
+            here, since = ".".join(map(str, kernel())), ".".join(map(str, feature.since))
+            return f"{feature.missing}; yet Linux {here} has it (since {since}) and this is root", True
+        return feature.missing, require_all() and feature.strict
+    return None
+
+
+def main() -> int:
+    """Print what is here; exit with 0 where the `netns` tests can run, 1 where they cannot."""
+    for name, feature in FEATURES.items():
+        print(f"{name:12} {'yes' if has(name) else 'no: ' + feature.missing}")
+    return 0 if all(map(has, NETNS)) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
