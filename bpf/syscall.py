@@ -26,19 +26,11 @@ PROG_LOAD: Final = 5
 OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
 PROG_TEST_RUN: Final = 10
-PROG_GET_NEXT_ID: Final = 11
-MAP_GET_NEXT_ID: Final = 12
 PROG_GET_FD_BY_ID: Final = 13
-MAP_GET_FD_BY_ID: Final = 14
 OBJ_GET_INFO_BY_FD: Final = 15
-BTF_LOAD: Final = 18
 MAP_LOOKUP_BATCH: Final = 24
-MAP_UPDATE_BATCH: Final = 26
-MAP_DELETE_BATCH: Final = 27
 LINK_CREATE: Final = 28
 LINK_UPDATE: Final = 29
-LINK_GET_FD_BY_ID: Final = 30
-LINK_GET_NEXT_ID: Final = 31
 LINK_DETACH: Final = 34
 
 # bpf(2) has no libc wrapper; each machine has its own number.
@@ -206,20 +198,3 @@ def fd_by_id(command: int, ident: int) -> int:
     if result < 0:
         raise explain(-result, "open bpf id", ident, wanted=("CAP_SYS_ADMIN",))
     return result
-
-
-def next_ids(command: int) -> list[int]:
-    """All ids of one kind (`PROG_GET_NEXT_ID`, ...), bounded; needs CAP_SYS_ADMIN."""
-    found: list[int] = []
-    attr = bytearray(16)
-    current = 0
-    while len(found) < 100_000:
-        struct.pack_into("=I", attr, 0, current)
-        result = bpf_raw(command, attr)
-        if result == -errno.ENOENT:
-            break
-        if result < 0:
-            raise explain(-result, "list", "bpf ids", wanted=("CAP_SYS_ADMIN",))
-        current = struct.unpack_from("=I", attr, 4)[0]
-        found.append(current)
-    return found

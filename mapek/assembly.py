@@ -11,6 +11,7 @@ from mapek.knowledge import Knowledge
 from mapek.knowledge.journal import OpenPlan, boot_id, open_journal
 from mapek.loop import Loop, Tap
 from mapek.plugins import ACTIONS, ANALYZERS, POLICIES, SENSORS, create_all
+from mapek.rehearsal import rehearse
 from mapek.tally import Tally
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop
     analyzers = create_all(ANALYZERS, config.analyzers, directory).values()
     policies = create_all(POLICIES, config.policies, directory).values()
     boot = boot_id()
+    await rehearse(
+        config.topology,
+        create_all(ANALYZERS, config.analyzers, directory).values(),
+        create_all(POLICIES, config.policies, directory).values(),
+    )
     knowledge = Knowledge(config.topology, boot_id=boot)
     tally = Tally()
     clock = RealClock(lambda late_ns: tally.observe("timer_lateness_seconds", None, late_ns / 1e9))

@@ -31,6 +31,7 @@ from mapek.tally import Tally
 
 QUEUE = 4096
 TICK_NS = 1_000_000_000
+FIRST_TICK_NS = 250_000_000
 PROOF_LATE_NS = 100_000_000
 """A touchpoint that has not answered this long after the settling time never will."""
 
@@ -128,7 +129,7 @@ class Loop:
             await self.monitor.stop()
             raise
         if not self._replay:
-            self._next_tick(self.clock.now_ns() + TICK_NS)
+            self._next_tick(self.clock.now_ns() + FIRST_TICK_NS)
         return self
 
     async def __aexit__(self, *_: object) -> None:

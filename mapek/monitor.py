@@ -18,6 +18,7 @@ from mapek.knowledge import Knowledge
 from mapek.model import Event, Frame
 from mapek.supervision import Supervision
 
+FIRST_READ_NS = 200_000_000
 FIRST_RETRY_NS = 500_000_000
 LAST_RETRY_NS = 60_000_000_000
 
@@ -96,7 +97,8 @@ class Monitor:
         watched.open, watched.error = True, None
         self._supervision.recovered(touchpoint.name)
         if touchpoint.period_ns:
-            self._schedule(watched, self._clock.now_ns() + touchpoint.period_ns)
+            # soon at first: what the others need to know before they can act
+            self._schedule(watched, self._clock.now_ns() + min(touchpoint.period_ns, FIRST_READ_NS))
         return None
 
     @staticmethod

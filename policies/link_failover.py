@@ -71,7 +71,7 @@ class LinkFailover(Policy):
         held.ill[path] = symptom.kind
         held.well_since_ns.pop(path, None)
         active = held.moving or self._active(peer.name, knowledge)
-        if path != active:
+        if active and path != active:
             return None
         alive = symptom.evidence.get("alive")
         best = self._best(peer, alive if isinstance(alive, tuple) else (), avoid=path)

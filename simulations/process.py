@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mapek
-from mapek.errors import PermanentError
+from mapek.errors import PermanentError, TemporaryError
 
 MARK = "MAPEK_LAB"
 
@@ -56,6 +56,7 @@ async def start_child(module: str, *arguments: object, pass_fds: Sequence[int] =
 
     Raises:
         PermanentError: the child ended before it was ready; the message carries what it said.
+        TemporaryError: it did not even get the CPU to start.
     """
     process = await asyncio.create_subprocess_exec(
         *child_command(module, *arguments),
@@ -69,6 +70,10 @@ async def start_child(module: str, *arguments: object, pass_fds: Sequence[int] =
     try:
         async with asyncio.timeout(20):
             line = await process.stdout.readline()
+    except TimeoutError as error:
+        await end(process)
+        why = "it did not get to run within 20 s"
+        raise TemporaryError("start", f"lab process {module}", why, "look for what hogs the CPUs") from error
     except BaseException:
         await end(process)
         raise

@@ -32,6 +32,13 @@ class Records:
         self.active = dict(active or {})
         self._plans: dict[tuple[str, str], Plan] = {}
 
+    def learn(self, facts: Mapping[str, object]) -> None:
+        """Take the paths in use of peers not yet known from the loop's shared facts ("active_path/PEER")."""
+        for name, path in facts.items():
+            kind, _, peer = name.partition("/")
+            if kind == "active_path" and path:
+                self.active.setdefault(peer, str(path))
+
     def of(self, published: Published) -> list[Record]:
         """The records for one published object; none for what people and scripts need not see."""
         if isinstance(published, Suspicion):

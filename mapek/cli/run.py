@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from mapek.cli.logs import Log
     from mapek.cli.printing import Record
     from mapek.config import Config
     from mapek.loop import Loop
@@ -32,20 +33,24 @@ def _run(arguments: argparse.Namespace) -> int:
     import asyncio
     import logging
 
+    from mapek.cli.logs import Log
     from mapek.config import load_config
 
     config = load_config(arguments.config)
-    # What the loop warns of goes to stderr, a line each; an expected failure never comes with a traceback.
-    logging.basicConfig(level=logging.WARNING, format="mapek: %(message)s", stream=sys.stderr)
-    return asyncio.run(_until_signal(config, arguments.json, arguments.wait or config.loop.wait))
+    log = Log()
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
+    try:
+        return asyncio.run(_until_signal(config, log, arguments.json, arguments.wait or config.loop.wait))
+    finally:
+        log.release()
 
 
-async def _until_signal(config: Config, as_json: bool, wait: bool) -> int:
+async def _until_signal(config: Config, log: Log, as_json: bool, wait: bool) -> int:
     import asyncio
     import signal
 
     loop = asyncio.get_running_loop()
-    work = loop.create_task(_work(config, as_json, wait))
+    work = loop.create_task(_work(config, log, as_json, wait))
     caught: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -65,7 +70,7 @@ async def _until_signal(config: Config, as_json: bool, wait: bool) -> int:
         return 130 if caught[0] == signal.SIGINT else 0
 
 
-async def _work(config: Config, as_json: bool, wait: bool) -> int:
+async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
     import asyncio
     import time
     from contextlib import AsyncExitStack
@@ -74,6 +79,7 @@ async def _work(config: Config, as_json: bool, wait: bool) -> int:
     from mapek.cli import realtime, say
     from mapek.cli.output import Lines
     from mapek.cli.printing import Published, Records, human_line, json_line
+    from mapek.model import Suspicion
     from mapek.service import serve, view_of
 
     began_ns = time.monotonic_ns()
@@ -95,6 +101,9 @@ async def _work(config: Config, as_json: bool, wait: bool) -> int:
             lines.put(lambda: line(record))
 
         def tell(published: Published) -> None:
+            if isinstance(published, Suspicion):
+                # Before a plan moves anything: what the path was is known only until then.
+                records.learn(loop.knowledge.facts)
             for record in records.of(published):
                 put(record)
 
@@ -105,13 +114,12 @@ async def _work(config: Config, as_json: bool, wait: bool) -> int:
 
             tap = (await life.enter_async_context(recorder(config, config.record))).tap
         async with build(config, tap=tap) as loop:
+            log.release([str(error) for error in loop.failed_at_start.values()])
             for error in loop.failed_at_start.values():
                 say(error)
             if loop.failed_at_start and not wait:
                 return 1
-            for name, path in loop.knowledge.facts.items():
-                if name.startswith("active_path/"):
-                    records.active[name.partition("/")[2]] = str(path)
+            records.learn(loop.knowledge.facts)
             life.callback(loop.subscribe(tell))
             async with serve(view_of(loop), config.service, node=config.node.name) as service:
                 put(_ready(config, loop, service, level))

@@ -20,8 +20,8 @@ DEFAULT_POLICIES = ("link_failover",)
 
 
 PROFILES: Mapping[Profile, Mapping[str, Mapping[str, object]]] = {
-    "default": {"link_watch": {"interval_ms": 10.0}},
-    "fast": {"link_watch": {"interval_ms": 1.0}},
+    "default": {"link_watch": {"interval_ms": 10.0}, "path_health": {"grace_ms": 1.0}},
+    "fast": {"link_watch": {"interval_ms": 1.0}, "path_health": {"grace_ms": 0.3}},
 }
 """A profile is a set of plugin options, by plugin; what a plugin's own table says comes first."""
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapek.bpf import LoadedObject, ObjectSpec, PerCpuArrayMap, RingBuffer, load, object_path
-from tests.netns.bpf.wires import counters
+from tests.netns.bpf.wires import Wire, counters
 
 MACS = b"\x02" * 6 + b"\x04" * 6
 XDP_PASS = 2
@@ -149,6 +149,18 @@ def test_samples_are_one_in_n_and_carry_the_frame():
     assert 0 <= time.monotonic_ns() - stamps[-1] < 10_000_000_000
     # A test run has the loopback device for its interface.
     assert {record[1:] for record in records} == {(1, len(frame), V6, UDP, 2, 0, 0)}
+
+
+def test_a_test_run_may_name_the_interface(wire: Wire):
+    got: list[bytes] = []
+    frame = eth(0x0800, ipv4(6))
+    with load(ObjectSpec.read(object_path("xdp_counter")), rodata={"sample_every": 1}) as loaded:
+        # struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        ctx = struct.pack("=6I", 0, len(frame), 0, wire.near, 0, 0)
+        assert loaded.programs["xdp_counter"].test_run(frame, ctx=ctx).data == frame
+        with RingBuffer(loaded.maps["samples"], got.append) as ring:
+            ring.consume()
+    assert [SAMPLE.unpack(record)[1] for record in got] == [wire.near]
 
 
 def test_a_full_ring_loses_samples_and_counts_them():

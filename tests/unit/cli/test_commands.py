@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_lab_clean_finds_nothing_of_ours() -> None:
     assert isinstance(json.loads(out), list)
 
 
-def _line(process: subprocess.Popen[str]) -> dict:
+def _line(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
     text = process.stdout.readline()
     if not text:
@@ -181,9 +182,7 @@ def test_run_until_a_signal(node: Path, number: signal.Signals, code: int) -> No
 def test_a_sensor_that_cannot_open_ends_the_run(node: Path) -> None:
     code, _, error = _run("run", "--json", "-c", _write(node, options="fails = true"))
     assert code == 1
-    assert error.splitlines()[-1] == (
-        "mapek: attach xdp to wlan9: there is no such interface; create it or pass --wait"
-    )
+    assert error == "mapek: attach xdp to wlan9: there is no such interface; create it or pass --wait\n"
 
 
 def test_wait_goes_on_and_says_503(node: Path) -> None:

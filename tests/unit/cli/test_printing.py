@@ -127,7 +127,8 @@ def test_the_lab_understands_each_line(published: object) -> None:
 
 
 def test_a_switch_is_a_plan_that_the_kernel_carried_out() -> None:
-    records = Records({"b": "b/l0"})
+    records = Records()
+    records.learn({"active_path/b": "b/l0", "active_path/c": "", "other": 1})
     assert records.of(PLAN) == []
     (switch,) = records.of(ACTED)
     assert switch == {
