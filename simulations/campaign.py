@@ -18,7 +18,7 @@ from mapek.simulations.quiet import QuietResult, run_quiet
 from mapek.simulations.stalls import StallMeter
 from mapek.simulations.topology import Family, Topology, pair
 from mapek.simulations.traffic import Traffic, traffic
-from mapek.simulations.trial import TrialResult, run_trial
+from mapek.simulations.trial import MissedError, TrialResult, run_trial
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,16 @@ async def _run_series(
     chance: random.Random,
     told: Listener,
 ) -> SeriesResult:
-    results, failed = [], []
-    for number in range(series.trials):
+    results: list[TrialResult] = []
+    failed: list[str] = []
+    misses = 0
+    while (number := len(results) + len(failed)) < series.trials:
         try:
             result = await run_trial(contender, flow, series.fault, number=number, meter=meter, chance=chance)
+        except MissedError as error:
+            misses += 1
+            if misses > series.trials:
+                failed.append(str(error))
         except TemporaryError as error:
             failed.append(str(error))
             told.failed(contender, series, str(error))

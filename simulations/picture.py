@@ -123,7 +123,8 @@ def _close_up(axes: Axes, result: CampaignResult, trial: TrialResult) -> None:
     gray = trial.rescued and (trial.ended_ns - trial.started_ns) > 1_500_000_000
     last = max(trial.directions, key=lambda window: window.outage_ms).gap_ns[1]
     marks = _marks(trial)
-    ends = [last, *(time for _, _, time in marks)]
+    ends = [] if gray and marks else [last]
+    ends += [time for _, _, time in marks]
     right = max(6.0, min(150.0, (max(ends) - zero) / 1e6 * 1.25 + 2))
     if gray and not marks:
         right = 100.0
@@ -143,8 +144,10 @@ def _close_up(axes: Axes, result: CampaignResult, trial: TrialResult) -> None:
             x0, x1 = ((edge - zero) / 1e6 for edge in window.gap_ns)
             span_x, y = [x0, x1], place + 0.5
             axes.plot(span_x, [y, y], color="#444", lw=1.0, marker="|", markersize=6)
-            label = f"{x1 - x0:.1f} ms"
-            axes.text((x0 + x1) / 2, y + 0.06, label, ha="center", fontsize=8, color="#222", clip_on=True)
+            label, box = f"{x1 - x0:.1f} ms", {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            axes.text(
+                (x0 + x1) / 2, y + 0.06, label, ha="center", fontsize=8, color="#222", clip_on=True, bbox=box
+            )
     axes.axvline(0, color=_MARKS["fault"][0], lw=1.8)
     for node, mark, time in marks:
         color, style = _MARKS[mark]

@@ -46,13 +46,14 @@ class Loss:
 
 
 class Uniforms:
-    """Uniform numbers in (0, 1], drawn from a numpy generator in blocks: one at a time costs 20 times as much."""
+    """Uniform numbers in (0, 1], drawn from a numpy generator in blocks, 20 times as fast as one by one."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
         self._block: list[float] = []
 
     def __call__(self) -> float:
+        """The next one."""
         if not self._block:
             self._block = (1.0 - self._generator.random(4096)).tolist()
         return self._block.pop()
@@ -76,13 +77,13 @@ class Direction:
         self._bad = bool(loss.bad_s) and self._uniform() < loss.bad_s / (loss.good_s + loss.bad_s)
         self._dwells: deque[tuple[int, float]] = deque()
         self._end_ns = now_ns
-        if not loss.bad_s:
-            self._dwells.append((FOREVER, loss.rate))
 
     def at(self, time_ns: int) -> tuple[float, int]:
         """Share lost at `time_ns`, and until when that holds."""
         if self.silent:
             return 1.0, FOREVER
+        if not self.loss.bad_s:
+            return self.loss.rate, FOREVER
         while not self._dwells or self._dwells[-1][0] <= time_ns:
             mean_s = self.loss.bad_s if self._bad else self.loss.good_s
             self._end_ns += 1 + int(-math.log(self._uniform()) * mean_s * 1e9)
@@ -123,11 +124,20 @@ class Link:
                     return lost
             k = end
 
-    def loses(self, time_ns: int) -> bool:
-        """Is a probe that is sent at `time_ns` lost?"""
+    def lost_of(self, count: int, time_ns: int) -> list[int]:
+        """Which of `count` probes that are sent at `time_ns` do not come back, numbered from 0."""
         forth, back = self.forward.at(time_ns)[0], self.backward.at(time_ns)[0]
         share = 1.0 - (1.0 - forth) * (1.0 - back)
-        return share > 0.0 and self._uniform() <= share
+        if share >= 1.0:
+            return list(range(count))
+        lost: list[int] = []
+        k = -1
+        while share > 0.0:
+            k += 1 + int(math.log(self._uniform()) / math.log1p(-share))
+            if k >= count:
+                break
+            lost.append(k)
+        return lost
 
     def lost_forth(self, time_ns: int) -> bool:
         """Was a probe that did not come back lost on the way there?"""

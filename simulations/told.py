@@ -29,10 +29,8 @@ class Teller(Listener):
         """A line of an agent; only what changes the traffic's way is worth one here."""
         fields = event.fields
         if event.kind == "switch":
-            self.say(
-                f"  {event.node}: to {fields.get('peer')} by {fields.get('to')}, not {fields.get('from')}"
-                f" ({fields.get('reason')})"
-            )
+            way = f"{fields.get('from') or 'nothing'} -> {fields.get('to')}"
+            self.say(f"  {event.node}: {way} ({fields.get('reason')})")
         elif event.kind == "incident" and fields.get("state") == "unrecovered":
             self.say(f"  {event.node}: {fields.get('entity')} NOT recovered")
 

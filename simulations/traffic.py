@@ -71,6 +71,16 @@ class Traffic:
             )
         return wires[int(moved.argmax())]
 
+    def arrived_by(self, time_ns: int) -> tuple[str | None, str | None]:
+        """The links by which the last datagrams before a moment came, there and back; None where none did."""
+        found = []
+        for flow in (self.there, self.back):
+            before = flow.arrivals(time_ns - 50_000_000)
+            before = before[before["arrived_ns"] < time_ns]
+            interfaces = self._lab.nodes[flow.target.name].interfaces
+            found.append(interfaces.get(int(before["ifindex"][-1])) if len(before) else None)
+        return found[0], found[1]
+
     def _as_laid(self, wire: Wire, way: Literal["ab", "ba"]) -> Literal["ab", "ba"]:
         # "ab" of the traffic runs from `there.source`; a wire may have been laid the other way round.
         if wire.spec.b == self.there.source or wire.spec.a == self.back.source:

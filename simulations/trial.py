@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from mapek.errors import TemporaryError
 from mapek.simulations.agent import AgentEvent, Mapek
 from mapek.simulations.contender import Contender
 from mapek.simulations.faults import Fault
@@ -86,6 +87,10 @@ def stages_of(events: list[AgentEvent]) -> tuple[Stages, ...]:
     return tuple(found)
 
 
+class MissedError(TemporaryError):
+    """The fault met no traffic; the trial says nothing and is to be run again."""
+
+
 async def run_trial(
     contender: Contender,
     traffic: Traffic,
@@ -98,7 +103,8 @@ async def run_trial(
 ) -> TrialResult:
     """Run one trial; the fault is gone and the nodes are at rest again when it returns.
 
-    Raises TemporaryError when the nodes are not at rest, or the flow does not run, before or after.
+    Raises MissedError when the traffic left the wire just before the fault, and TemporaryError when the
+    nodes are not at rest, or the flow does not run, before or after.
     """
     patience = patience_s if patience_s is not None else max(2.0, 20 * contender.reaction_s)
     await traffic.settled(10.0)
@@ -106,13 +112,17 @@ async def run_trial(
     wire = await traffic.carrier_of(fault.direction)
     async with fault.on(wire) as start:
         rescued = await _watch(traffic, wire, fault, patience)
-        end = time.monotonic_ns()
+        used, end = traffic.arrived_by(start), time.monotonic_ns()
         if not fault.gray:
             await asyncio.sleep(_WIRE_NS / 1e9)
             windows = traffic.windows(start - _BEFORE_NS, end)
     if fault.gray:
         await asyncio.sleep(_WIRE_NS / 1e9)
         windows = traffic.windows(start, end)
+    if wire.spec.name not in _affected(fault, used):
+        # A voluntary return in that very moment: a fault that met no traffic would flatter the result.
+        await contender.at_rest(60.0)
+        raise MissedError("fault", f"wire {wire.spec.name}", "the traffic had just left it", "try again")
     stall = meter.worst_ms(start - _BEFORE_NS, max(window.gap_ns[1] for window in windows) + 1_000_000)
     await contender.at_rest(60.0)
     await traffic.settled(10.0)
@@ -132,6 +142,10 @@ async def run_trial(
         stages_of(inside),
         tuple(events),
     )
+
+
+def _affected(fault: Fault, used: tuple[str | None, str | None]) -> tuple[str | None, ...]:
+    return used if fault.direction == "both" else used[:1] if fault.direction == "ab" else used[1:]
 
 
 async def _watch(traffic: Traffic, wire: Wire, fault: Fault, patience: float) -> bool:

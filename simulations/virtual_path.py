@@ -1,4 +1,4 @@
-"""One path as link_watch's kernel programs see it, in virtual time: probes, answers, the watchdog, the window.
+"""One path as link_watch's kernel programs see it, in virtual time: probes, answers, watchdog, window.
 
 It acts only when a probe is lost, and counts the others in between: at 1 kHz and 1 % loss that is a hundredth
 of the events. It follows bpf/programs/link_watch.bpf.c; tests hold its alarms against that program's.
@@ -46,8 +46,8 @@ class VirtualPath:
         self._left_window = 0
         self._start_ns = -1
         self._burst_sent = 0
-        self._bursts: deque[tuple[int, int, int]] = deque(maxlen=8)
-        """(time, probes, lost of them) of the last bursts."""
+        self._bursts: deque[tuple[int, int]] = deque(maxlen=64)
+        """(time, probes) of the last bursts."""
         self._burst_answered_ns = -1
         self._lost: deque[tuple[int, int]] = deque()
         """(sequence number, send time) of the lost ones in the window."""
@@ -80,10 +80,16 @@ class VirtualPath:
         """Probes whose answer is still on its way."""
         since = now_ns - self.rtt_ns
         steady = self._steady(now_ns) - self._steady(since)
-        bursts = sum(count - lost for time_ns, count, lost in self._bursts if time_ns > since)
-        lost = sum(time_ns > since for _, time_ns in self._open)
-        burst_lost = sum(lost for time_ns, _, lost in self._bursts if time_ns > since)
-        return max(steady + bursts - max(lost - burst_lost, 0), 0)
+        bursts = lost = 0
+        for time_ns, count in reversed(self._bursts):
+            if time_ns <= since:
+                break
+            bursts += count
+        for _, time_ns in reversed(self._lost):
+            if time_ns <= since:
+                break
+            lost += 1
+        return max(steady + bursts - lost, 0)
 
     def answered(self, now_ns: int) -> int:
         """Answers received."""
@@ -107,7 +113,11 @@ class VirtualPath:
 
     def answered_between(self, first: int, end: int, now_ns: int) -> int:
         """Of the probes first <= sequence number < end, how many have an answer."""
-        lost = sum(first <= seq < end for seq, _ in self._lost)
+        lost = 0
+        for seq, _ in reversed(self._lost):
+            if seq < first:
+                break
+            lost += seq < end
         return max(end - first - lost - self._in_flight(now_ns), 0)
 
     def last_answered_sent_ns(self, now_ns: int) -> int:
@@ -138,6 +148,8 @@ class VirtualPath:
         now = self._clock.now_ns()
         if self._interval_ns and self._start_ns >= 0:
             self._plan_loss(self._steady(now))
+            if self._answer and self._answer.due_ns - self.rtt_ns > now:
+                self._answer.cancel()
             if self._open:
                 self._await_answer(self._steady(now))
 
@@ -169,28 +181,28 @@ class VirtualPath:
 
     def _await_answer(self, k: int) -> None:
         """Steady probe `k` will close the gap, unless it is lost: then the next one, and so on."""
-        if k == self._next_lost:
-            if self._answer and self._answer.due_ns > self._start_ns + k * self._interval_ns:
-                self._answer.cancel()
-                self._answer = None
-            return
         sent = self._start_ns + k * self._interval_ns
         due = sent + self.rtt_ns
-        if self._answer and self._answer.callback and self._answer.due_ns <= due:
+        if k == self._next_lost or (self._answer and self._answer.callback and self._answer.due_ns <= due):
             return
         if self._answer:
             self._answer.cancel()
-        self._answer = self._clock.call_at(due, lambda: self._answered(k + 1 + self._burst_sent, sent, due))
+
+        def answer() -> None:
+            later = sum(count for time_ns, count in self._bursts if time_ns > sent)
+            self._answered(k + 1 + self._burst_sent - later, sent, due)
+
+        self._answer = self._clock.call_at(due, answer)
 
     def burst(self, count: int) -> None:
         """Send `count` probes now."""
         now = self._clock.now_ns()
         base = self.sent(now)
         self._burst_sent += count
-        lost = [seq for seq in range(base + 1, base + count + 1) if self.link.loses(now)]
+        lost = [base + 1 + k for k in self.link.lost_of(count, now)]
         for seq in lost:
             self._note_lost(seq, now)
-        self._bursts.append((now, count, len(lost)))
+        self._bursts.append((now, count))
         newest = next((seq for seq in range(base + count, base, -1) if seq not in lost), None)
         if newest is not None:
             self._burst_answered_ns = now

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
-from mapek.analyzers.sequential import BurstTest, SlowTest
+from mapek.analyzers.sequential import BurstTest, SlowTest, prepare
 from mapek.config.options import take
 from mapek.contracts import Analyzer, Options
 from mapek.model import Entity, Event, Finding, Frame, Inquiry, Suspicion, Symptom, Value
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from mapek.knowledge import Knowledge
 
 State = Literal["unknown", "well", "dead", "gray"]
+
+BURST: Final = 8
+"""Probes per path and inquiry."""
 
 MONTH_S: Final = 30 * 86_400
 QUIET_BURSTS: Final = 14
@@ -131,6 +134,9 @@ class PathHealth(Analyzer):
         self._inquiries = 0
 
     def start(self, knowledge: Knowledge) -> None:
+        # a steady probe may fall into a burst
+        for sent in (BURST, BURST + 1):
+            prepare(sent)
         for peer in knowledge.topology.peers.values():
             paths = {path.entity.name: _PathState(path.entity) for path in peer.paths}
             self._peers[peer.name] = _PeerState(peer.entity, paths)
@@ -210,7 +216,7 @@ class PathHealth(Analyzer):
             return
         self._inquiries += 1
         peer.asking = f"{self.name}:{self._inquiries}"
-        fields: dict[str, Value] = {"count": 8, "rounds": 2}
+        fields: dict[str, Value] = {"count": BURST, "rounds": 2}
         if delay_ns:
             fields["delay_ns"] = delay_ns
         yield Inquiry(peer.asking, peer.entity, "probe_paths", self._grace(peer), fields)
@@ -304,7 +310,8 @@ class PathHealth(Analyzer):
         self, path: _PathState, peer: _PeerState, alive: list[_PathState], answer: _Answer, event: Event
     ) -> Iterator[Finding]:
         """One more burst for the test of this path's loss against the best other path's."""
-        others = [other for other in alive if other is not path and other.state == "well"]
+        # whatever the others were like before: what they answer now is what counts
+        others = [other for other in alive if other is not path]
         name = path.entity.name
         if not others:
             path.lossy = False

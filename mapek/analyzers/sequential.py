@@ -20,6 +20,14 @@ CAP: Final = 4.0
 """Most evidence of one burst, in nats: losses within a burst are not independent on a real radio."""
 
 
+def prepare(sent: int) -> None:
+    """Fill the table for bursts of `sent` probes: 0.1 ms an entry is too slow for the moment of a verdict."""
+    for here in range(sent + 1):
+        for there in range(sent + 1):
+            for odds in ODDS:
+                burst_evidence(here, sent, there, sent, odds)
+
+
 @cache
 def burst_evidence(here: int, sent_here: int, there: int, sent_there: int, odds: float) -> float:
     """log likelihood ratio of `here` missing of `sent_here`, given how many are missing in all.

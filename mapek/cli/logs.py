@@ -25,8 +25,8 @@ class Log(logging.StreamHandler):  # type: ignore[type-arg]
         else:
             self._held.append(record)
 
-    def release(self, said: Collection[str] = ()) -> None:
-        """Write what was held back, but for messages that end in one of `said`; hold nothing back any more."""
+    def say_held(self, said: Collection[str] = ()) -> None:
+        """Write what was held back, less what ends in one of `said`; hold nothing back any more."""
         held, self._held = self._held or [], None
         for record in held:
             if not any(record.getMessage().endswith(one) for one in said):

@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return asyncio.run(_until_signal(config, log, arguments.json, arguments.wait or config.loop.wait))
     finally:
-        log.release()
+        log.say_held()
 
 
 async def _until_signal(config: Config, log: Log, as_json: bool, wait: bool) -> int:
@@ -114,7 +114,7 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
 
             tap = (await life.enter_async_context(recorder(config, config.record))).tap
         async with build(config, tap=tap) as loop:
-            log.release([str(error) for error in loop.failed_at_start.values()])
+            log.say_held([str(error) for error in loop.failed_at_start.values()])
             for error in loop.failed_at_start.values():
                 say(error)
             if loop.failed_at_start and not wait:

@@ -15,8 +15,11 @@ def status_of(view: LoopView) -> Literal["ok", "degraded", "failing"]:
     """failing: the loop cannot work. degraded: it does, with less than what was configured."""
     if view.trouble:
         return "failing"
-    well = all(sensor.status.up and not sensor.status.degraded for sensor in view.sensors.values())
-    return "ok" if well else "degraded"
+    for sensor in view.sensors.values():
+        # A sensor that is attached but fails when it is read says "up" of itself.
+        if not sensor.status.up or sensor.status.degraded or sensor.failure:
+            return "degraded"
+    return "ok"
 
 
 def health(view: LoopView, kernel: Kernel | None, *, node: str, version: str) -> dict[str, Json]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapek.model import Entity, Incident
+from mapek.model import Entity, Incident, IncidentState
 from mapek.tally import BOUNDS, KNOWN, MAX_SERIES, OTHER, Histogram, Tally, stages
 
 PATH = Entity("path", "b/l0")
@@ -48,18 +50,21 @@ def test_bounds_tell_three_milliseconds_from_five() -> None:
     assert list(BOUNDS) == sorted(set(BOUNDS))
 
 
-def _states(*states: str) -> list[Incident]:
+def _states(*states: IncidentState) -> list[Incident]:
     stamps = {"detected": 2_000_000, "planned": 2_100_000, "acted": 2_300_000, "recovered": 3_300_000}
     found = []
-    known: dict[str, int] = {}
+    now = Incident(1, PATH, "path_dead", "detected", 1_000_000, 0, policy="p")
     for state in states:
-        if state in stamps:
-            known[f"{state}_ns"] = stamps[state]
-        found.append(
-            Incident(
-                1, PATH, "path_dead", state, onset_ns=1_000_000, policy="p", **{"detected_ns": 0, **known}
-            )
-        )
+        now = replace(now, state=state)
+        if state == "detected":
+            now = replace(now, detected_ns=stamps[state])
+        elif state == "planned":
+            now = replace(now, planned_ns=stamps[state])
+        elif state == "acted":
+            now = replace(now, acted_ns=stamps[state])
+        elif state == "recovered":
+            now = replace(now, recovered_ns=stamps[state])
+        found.append(now)
     return found
 
 

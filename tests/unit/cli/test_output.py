@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,7 @@ async def _all(fd: int) -> bytes:
 async def test_lines_in_order(pipe: tuple[int, int]) -> None:
     lines = Lines(pipe[1], lambda count: f"lost {count}")
     for number in range(100):
-        lines.put(lambda number=number: str(number))
+        lines.put(partial(str, number))
     lines.close()
     os.close(pipe[1])
     assert await _all(pipe[0]) == b"".join(b"%d\n" % number for number in range(100))
@@ -62,7 +63,7 @@ async def test_a_reader_that_stops_costs_lines_and_is_told_how_many(
     monkeypatch.setattr("mapek.cli.output._PENDING", 10)
     lines = Lines(pipe[1], lambda count: f"lost {count}")
     for number in range(25):  # no turn of the event loop in between: none of them is made
-        lines.put(lambda number=number: f"line {number}")
+        lines.put(partial("line {}".format, number))
     lines.close()
     os.close(pipe[1])
     assert await _all(pipe[0]) == b"lost 15\n" + b"".join(b"line %d\n" % number for number in range(10))

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from mapek.cli.printing import Records, human_line, json_line
+from mapek.cli.printing import Published, Record, Records, human_line, json_line
 from mapek.model import Entity, Event, Incident, Inquiry, Plan, Step, Suspicion, Symptom
 from mapek.simulations.agent import parse_event
 
@@ -110,7 +111,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("published", "record", "line"), TABLE, ids=lambda value: type(value).__name__)
-def test_one_published_object(published: object, record: dict, line: str) -> None:
+def test_one_published_object(published: Published, record: dict[str, Any], line: str) -> None:
     (made,) = Records().of(published)
     assert made == record
     assert json.loads(json_line(made)) == record
@@ -119,7 +120,7 @@ def test_one_published_object(published: object, record: dict, line: str) -> Non
 
 
 @pytest.mark.parametrize("published", [row[0] for row in TABLE])
-def test_the_lab_understands_each_line(published: object) -> None:
+def test_the_lab_understands_each_line(published: Published) -> None:
     (made,) = Records().of(published)
     event = parse_event("a", json_line(made).encode())
     assert event is not None
@@ -157,7 +158,7 @@ def test_questions_are_not_printed() -> None:
 
 
 def test_what_json_cannot_say_is_null() -> None:
-    record = {"type": "x", "time_ns": 1, "values": [float("nan"), 1.0], "score": float("inf")}
+    record: Record = {"type": "x", "time_ns": 1, "values": [float("nan"), 1.0], "score": float("inf")}
     assert json.loads(json_line(record)) == {"type": "x", "time_ns": 1, "values": [None, 1.0], "score": None}
 
 

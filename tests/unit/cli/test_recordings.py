@@ -80,7 +80,7 @@ def test_what_is_no_recording(tmp_path: Path, data: bytes, capsys: pytest.Captur
     ],
 )  # fmt: skip
 def test_a_recording_does_not_choose_what_runs(
-    tmp_path: Path, config: dict, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, config: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     buffer = io.BytesIO()
     RecordingWriter(buffer, About(Topology("a"), config)).finish()

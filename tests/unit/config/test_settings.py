@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,7 @@ def test_take_from_a_plain_mapping() -> None:
         ("x", list, {}, "is a string, not a list; put it in square brackets"),
     ],
 )
-def test_take_refuses(value: object, kind: type, limits: dict, message: str) -> None:
+def test_take_refuses(value: object, kind: type, limits: dict[str, Any], message: str) -> None:
     table = Table({"key": value}, "m.toml", "[sensors.s]")
     with pytest.raises(ConfigError) as caught:
         take(table, "key", kind, kind(), **limits)

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ async def test_metrics(view: View) -> None:
     assert b'mapek_link_watch_sent_packets_total{path="b/l0"}' in body
 
 
-async def _health(service: Service) -> tuple[str, dict]:
+async def _health(service: Service) -> tuple[str, dict[str, Any]]:
     # The kernel is examined in a thread; until it is, the document says so.
     while True:
         status, headers, body = await _get(service.port, "/health")
@@ -78,6 +79,13 @@ async def test_health_when_all_is_well() -> None:
     async with _service(View({"s": Sensor()})) as service:
         status, document = await _health(service)
     assert (status, document["status"]) == ("HTTP/1.1 200 OK", "ok")
+
+
+async def test_a_sensor_that_fails_when_it_is_read_is_not_well() -> None:
+    async with _service(View({"s": Sensor(failure="ValueError: x"), "t": Sensor()})) as service:
+        status, document = await _health(service)
+    assert (status, document["status"]) == ("HTTP/1.1 200 OK", "degraded")
+    assert document["sensors"]["s"]["failure"] == "ValueError: x"
 
 
 async def test_health_when_the_loop_cannot_work(view: View) -> None:

@@ -40,6 +40,6 @@ def test_lines():
         "drop_both: not judged: wait for flow: nothing",
         "no fault under loss_0.1_both beside 2 CPU hogs for 8 s: 3 suspicions, 1 failovers; "
         "1.2 % CPU, 30 MB PSS a node",
-        "  a: to b by l1, not l0 (path_silent)",
+        "  a: l0 -> l1 (path_silent)",
         "  a: path b/l0 NOT recovered",
     ]
