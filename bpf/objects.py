@@ -25,6 +25,9 @@ from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError, ObjectError, VerifierError
 
 M = TypeVar("M", bound=Map)
+MAP_MEMORY: Final = 1 << 30
+"""Bytes that one map may take; what ours take is a few MB."""
+
 # Untouched pages of it cost nothing, and the kernel wants room for the whole log before 6.4.
 _LOG_SIZE: Final = 16 << 20
 
@@ -90,6 +93,7 @@ def load(
     """
     spec.check_byteorder()
     _check_names(spec, programs, rodata or {}, (*(reuse or {}), *(max_entries or {}), *skip_maps))
+    _check_memory(spec, max_entries or {}, (*(reuse or {}), *skip_maps))
     lib = libbpf.library()
     libbpf.take_prints()
     raw = ctypes.create_string_buffer(spec.raw, len(spec.raw))
@@ -155,6 +159,17 @@ def _check_names(
                 raise ObjectError(
                     "load", spec.path, f"it has no {kind} {name!r}", f"it has {', '.join(known) or 'none'}"
                 )
+
+
+def _check_memory(spec: ObjectSpec, max_entries: Mapping[str, int], not_made: Collection[str]) -> None:
+    """A map of a damaged object may ask for more than the machine has, and the kernel would try."""
+    for name, definition in spec.maps.items():
+        entries = max_entries.get(name, definition.max_entries)
+        per_entry = -(-definition.key_size // 8) * 8 + -(-definition.value_size // 8) * 8
+        size = entries if definition.type == "ringbuf" else entries * max(per_entry, 8)
+        if name not in not_made and size > MAP_MEMORY:
+            why = f"map {name} would take {size >> 20} MiB, more than {MAP_MEMORY >> 20}"
+            raise ObjectError("load", spec.path, why, "set max_entries")
 
 
 def _maps_of(lib: ctypes.CDLL, handle: int) -> list[tuple[str, int]]:

@@ -5,6 +5,7 @@ Frames are read with numpy, all paths at once; the few scalars of the hot path t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -27,6 +28,9 @@ from mapek.sensors.link_watch_layout import (
 )
 
 LEAST_SILENCE_NS: Final = 200_000
+FRAMES: Final = 9
+"""Frames whose round trips the patience goes by: one bad second of the machine changes nothing."""
+
 SILENCE_SHARE: Final = 5
 """A probe may wait a fifth of the interval: a suspicion that an inquiry refutes costs 20 packets, not a failover."""
 
@@ -67,6 +71,7 @@ class PathTable:
         flat = self._states.view(np.uint8).reshape(-1)
         self._words: memoryview[int] = flat.view(np.uint64).data.cast("B").cast("Q")
         self._halves: memoryview[int] = flat.view(np.uint32).data.cast("B").cast("I")
+        self._rtts: list[deque[int]] = [deque(maxlen=FRAMES) for _ in range(count)]
         self._silence = [UNKNOWN_SILENCE_NS + interval_ns] * count
 
     def configure(self, index: int, values: Mapping[str, object], flags: int) -> None:
@@ -167,7 +172,10 @@ class PathTable:
             if answered[index].sum() >= 16:
                 p99 = float(np.percentile(slots["rtt_ns"][index][answered[index]], 99))
                 gauges[index, 2] = p99 / 1e9
-                self._silence[index] = max(self._interval_ns // SILENCE_SHARE, int(2 * p99), LEAST_SILENCE_NS)
+                rtts = self._rtts[index]
+                rtts.append(int(p99))
+                usual = sorted(rtts)[(len(rtts) - 1) // 2]
+                self._silence[index] = max(self._interval_ns // SILENCE_SHARE, 2 * usual, LEAST_SILENCE_NS)
                 self._configs[index]["silence_ns"] = self._silence[index]
         total = settled.sum(axis=1)
         some = total > 0

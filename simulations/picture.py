@@ -170,22 +170,23 @@ def _close_up(axes: Axes, result: CampaignResult, trial: TrialResult) -> None:
 
 
 def _marks(trial: TrialResult) -> list[tuple[str, str, int]]:
-    """Node, mark and time of what the agents said within the trial."""
-    found, suspected = [], set()
+    """Node, mark and time of the first of each kind that the agents said about the trial."""
+    found: dict[tuple[str, str], int] = {}
     for event in trial.events:
-        if event.kind == "suspicion" and event.node not in suspected and event.time_ns >= trial.started_ns:
-            suspected.add(event.node)
-            found.append((event.node, "suspicion", event.time_ns))
-        if event.kind == "incident" and event.fields.get("state") == "recovered":
+        times: dict[str, int | None] = {}
+        if event.kind == "suspicion":
+            times["suspicion"] = event.time_ns
+        elif event.kind == "incident" and event.fields.get("state") == "recovered":
             for mark, name in (
                 ("verdict", "detected_ns"),
                 ("action", "acted_ns"),
                 ("recovered", "recovered_ns"),
             ):
-                time = event.number(name)
-                if time is not None and trial.started_ns <= time <= trial.ended_ns:
-                    found.append((event.node, mark, time))
-    return found
+                times[mark] = event.number(name)
+        for mark, time in times.items():
+            if time is not None and trial.started_ns <= time <= trial.ended_ns:
+                found.setdefault((event.node, mark), time)
+    return [(node, mark, time) for (node, mark), time in found.items()]
 
 
 def _wires(traces: Sequence[ArrivalTrace]) -> list[str]:

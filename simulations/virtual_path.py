@@ -1,7 +1,7 @@
 """One path as link_watch's kernel programs see it, in virtual time: probes, answers, watchdog, window.
 
 It acts only when a probe is lost, and counts the others in between: at 1 kHz and 1 % loss that is a hundredth
-of the events. It follows bpf/programs/link_watch.bpf.c; tests hold its alarms against that program's.
+of the events. It follows bpf/programs/link_watch.bpf.c; a test holds it to a probe-by-probe model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class VirtualPath:
         self._burst_sent = 0
         self._bursts: deque[tuple[int, int]] = deque(maxlen=64)
         """(time, probes) of the last bursts."""
-        self._burst_answered_ns = -1
+        self._burst_answered_ns: deque[int] = deque(maxlen=8)
         self._lost: deque[tuple[int, int]] = deque()
         """(sequence number, send time) of the lost ones in the window."""
         self._open: deque[tuple[int, int]] = deque()
@@ -127,9 +127,8 @@ class VirtualPath:
         while steady >= 0 and self._start_ns + steady * self._interval_ns in lost:
             steady -= 1
         newest = self._start_ns + steady * self._interval_ns if steady >= 0 else 0
-        return max(
-            newest, self._burst_answered_ns if self._burst_answered_ns + self.rtt_ns <= now_ns else 0, 0
-        )
+        burst = next((sent for sent in reversed(self._burst_answered_ns) if sent + self.rtt_ns <= now_ns), 0)
+        return max(newest, burst)
 
     def last_answer_ns(self, now_ns: int) -> int:
         """When the last answer came; 0 before the first."""
@@ -191,6 +190,8 @@ class VirtualPath:
         def answer() -> None:
             later = sum(count for time_ns, count in self._bursts if time_ns > sent)
             self._answered(k + 1 + self._burst_sent - later, sent, due)
+            if self._open:
+                self._await_answer(k + 1)
 
         self._answer = self._clock.call_at(due, answer)
 
@@ -203,12 +204,18 @@ class VirtualPath:
         for seq in lost:
             self._note_lost(seq, now)
         self._bursts.append((now, count))
-        newest = next((seq for seq in range(base + count, base, -1) if seq not in lost), None)
-        if newest is not None:
-            self._burst_answered_ns = now
+        if len(lost) < count:
+            self._burst_answered_ns.append(now)
             if self._open or self.silent or self.flags & ANSWERS:
                 due = now + self.rtt_ns
-                self._clock.call_at(due, lambda: self._answered(newest, now, due))
+                # Of answers in a row only the first can close a gap.
+                every = self.flags & ANSWERS
+                firsts = [
+                    seq
+                    for seq in range(base + 1, base + count + 1)
+                    if seq not in lost and (every or seq == base + 1 or seq - 1 in lost)
+                ]
+                self._clock.call_at(due, lambda: [self._answered(seq, now, due) for seq in firsts])
         if lost and self._interval_ns and self._start_ns >= 0:
             self._await_answer(self._steady(now))
         if lost:

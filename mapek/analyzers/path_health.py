@@ -13,6 +13,7 @@ An inquiry that we ran late ourselves is asked again, never judged.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
@@ -34,6 +35,9 @@ MONTH_S: Final = 30 * 86_400
 QUIET_BURSTS: Final = 14
 """Bursts in a row without a loss that end an inquiry about loss: 112 probes, which 5 % loss survives once in 300."""
 
+FRAMES: Final = 9
+"""Frames whose round trips the grace goes by."""
+
 RECOVERY_BURSTS: Final = 3
 """Bursts without a loss that make a dead path well again."""
 
@@ -52,6 +56,8 @@ class _PathState:
     onset_ns: int = 0
     """Of the present silence: send time of the last answered probe."""
     rtt_p99_ns: int = 0
+    """Median of the last frames' values: one second of a machine that stalls must not slow the next verdicts."""
+    rtts_ns: deque[int] = field(default_factory=lambda: deque(maxlen=FRAMES))
     loss_since_ns: int = 0
     test: BurstTest | None = None
     slow: SlowTest | None = None
@@ -360,7 +366,8 @@ class PathHealth(Analyzer):
             path = peer.paths[entity.name]
             p99 = float(frame.gauges[row, rtt])
             if p99 == p99:
-                path.rtt_p99_ns = int(p99 * 1e9)
+                path.rtts_ns.append(int(p99 * 1e9))
+                path.rtt_p99_ns = sorted(path.rtts_ns)[(len(path.rtts_ns) - 1) // 2]
             now = (int(frame.counters[row, answered]), int(frame.counters[row, lost]))
             if path.counted is not None and now[0] >= path.counted[0]:
                 # a late answer takes a loss back

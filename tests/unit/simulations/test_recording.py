@@ -1,11 +1,12 @@
 """A recording gives back what was recorded, is an MCAP file to others, and may be cut, bent or hostile."""
 
 import io
+import re
 import resource
 import struct
 import subprocess
 import sys
-import zlib
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
 import numpy as np
@@ -204,8 +205,7 @@ def test_a_flipped_bit_is_noticed_or_without_effect(tmp_path_factory, at, bit):
     try:
         reader = RecordingReader(path)
         entries = list(reader)
-    except RecordingError as error:
-        assert "\n" not in str(error)
+    except RecordingError:
         return
     expected = [data_of(item) for _, item in items(3)]
     assert [one.data for one in entries] == expected[: len(entries)]
@@ -217,10 +217,8 @@ def test_a_flipped_bit_is_noticed_or_without_effect(tmp_path_factory, at, bit):
 def test_noise_is_damage_or_an_error_of_ours(tmp_path_factory, data, keep):
     path = tmp_path_factory.getbasetemp() / "noise.mcap"
     path.write_bytes(recorded(items())[:keep] + data)
-    try:
-        list(RecordingReader(path))
-    except RecordingError as error:
-        assert "\n" not in str(error)
+    with suppress(RecordingError):
+        assert len(list(RecordingReader(path))) <= 8
 
 
 def chunk(compression, data, size):
@@ -269,7 +267,7 @@ def test_a_hostile_tail_takes_neither_memory_nor_the_process(path, case):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, _, damage = done.stdout.strip().partition(" ")
     assert count == "8"
-    assert __import__("re").search(why, damage)
+    assert re.search(why, damage)
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] != 300 << 20
 
 
@@ -425,7 +423,7 @@ async def test_a_full_disk_ends_the_recording_and_not_the_loop(caplog):
 
 
 async def test_a_file_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(RecordingError, match="record to .*Is a directory"):
+    with pytest.raises(RecordingError, match=r"record to .*Is a directory"):
         async with Recorder(tmp_path, ABOUT):
             pass
 
@@ -437,4 +435,3 @@ def test_the_checksum_of_a_chunk_is_checked(path):
     reader, entries = read(path, bytes(data))
     assert entries == []
     assert "does not match its checksum" in reader.damage
-    assert zlib.crc32(b"") == 0

@@ -1,0 +1,1 @@
+"""Anomaly models: numpy to score, nothing heavier; one model a file."""
