@@ -58,6 +58,8 @@ class Program:
 
         For syscall programs pass only `ctx`; `data` of the result is then the context afterwards. Blocks the
         thread.
+
+        Raises FeatureError for an XDP program with `ctx` before kernel 5.15, else DegradedError.
         """
         packet = ctypes.create_string_buffer(data, max(len(data), 1))
         # XDP and tc programs may grow the packet.
@@ -72,7 +74,13 @@ class Program:
             ctypes.addressof(packet) if data else 0, ctypes.addressof(out) if data else 0,
             repeat if data else 0, 0, len(ctx or b""), 0, context_at, 0, 0, 0, 0,
         )  # fmt: skip
-        syscall.bpf(syscall.PROG_TEST_RUN, attr, "test run", self.name)
+        code = syscall.bpf_raw(syscall.PROG_TEST_RUN, attr)
+        if code < 0:
+            from mapek.bpf.features import kernel_version
+
+            old = ctx is not None and self.type == "xdp" and kernel_version() < (5, 15)
+            needs = "a context for XDP test runs, kernel 5.15" if old else ""
+            raise syscall.explain(-code, "test run", self.name, needs=needs)
         retval, _, size = struct.unpack_from("=III", attr, 4)
         (duration,) = struct.unpack_from("=I", attr, 36)
         if returns_ctx:

@@ -107,6 +107,16 @@ def missing_capabilities(*wanted: str) -> list[str]:
     return [name for name in wanted if name not in have and name not in implied]
 
 
+def _memory_is_locked() -> bool:
+    """Whether the limit of locked memory may be what the kernel refuses by."""
+    import resource
+
+    from mapek.bpf.features import kernel_version
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return kernel_version() < (5, 11) and limit != resource.RLIM_INFINITY
+
+
 def explain(
     code: int,
     tried: str,
@@ -129,7 +139,10 @@ def explain(
             error = PrivilegeError(tried, on, f"{' and '.join(missing)} missing", "run as root or grant it")
         else:
             why = "not permitted although no capability is missing"
-            error = PrivilegeError(tried, on, why, "look for a lockdown, LSM or seccomp rule")
+            do = "look for a lockdown, LSM or seccomp rule"
+            if _memory_is_locked():
+                do = f"raise RLIMIT_MEMLOCK, which kernels before 5.11 count maps and programs by, or {do}"
+            error = PrivilegeError(tried, on, why, do)
     elif code == errno.ENODEV:
         error = AttachError(tried, on, "no such interface", "check the name and the network namespace")
     elif code in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, 524) and needs:
@@ -137,9 +150,7 @@ def explain(
             tried, on, f"the kernel says {errno.errorcode.get(code, code)}", f"it needs {needs}"
         )
     elif code == errno.ENOMEM:
-        error = AttachError(
-            tried, on, "out of memory", "free some, or raise RLIMIT_MEMLOCK before kernel 5.11"
-        )
+        error = AttachError(tried, on, "out of memory", "free some, or use smaller maps")
     elif code == errno.ENOSYS:
         error = FeatureError(tried, on, "this kernel has no bpf(2)", "build it with CONFIG_BPF_SYSCALL")
     elif code in (errno.EBUSY, errno.EEXIST):

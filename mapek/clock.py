@@ -191,10 +191,10 @@ class RealClock:
     def _expire(self) -> None:
         self._timerfd.read()
         now = time.monotonic_ns()
-        if self._on_late and self._armed_ns:
-            self._on_late(now - self._armed_ns)
-        self._armed_ns = 0
+        armed, self._armed_ns = self._armed_ns, 0
         try:
+            if self._on_late and armed:
+                self._on_late(now - armed)
             while callback := self._timers.pop_due(now):
                 callback()
         finally:

@@ -1,14 +1,14 @@
 """Execute: carries out plans through the touchpoints, and says what came of them as events.
 
-"plan.acted" (planned_ns, acked_ns, changed) or "plan.failed" (why) enter the loop like any other input, so a recording
-holds them and a replay needs no effector. The journal is told before the first step and after the last;
+"plan.acted" (planned_ns, acked_ns, changed) or "plan.failed" (why, undone) enter the loop like any other input,
+so a recording holds them and a replay needs no effector. The journal is told before the first step and after the last;
 its disk is never waited for: what a crash loses of it is found again by reading the kernel back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
 from mapek.clock import Clock
@@ -52,7 +52,8 @@ class Execute:
     ) -> None:
         self._watched, self._clock, self._supervision = watched, clock, supervision
         self._journal, self._feed = journal, feed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Plan] = {}
+        self._stopped = False
 
     def ask(self, inquiry: Inquiry) -> bool:
         return any(
@@ -62,10 +63,19 @@ class Execute:
         )
 
     def carry_out(self, plan_id: str, plan: Plan) -> None:
-        """Steps that can be done at once are done here and now; the first that cannot begins a task."""
+        """Steps that can be done at once are done here and now; the first that cannot begins a task.
+
+        A plan that touches what another one is still changing waits for it. After `stop` none is begun.
+        """
+        if self._stopped:
+            return
         planned_ns = self._clock.now_ns()
         self._journal.intent(plan_id, plan)
         applied: list[Applied] = []
+        before = self._in_the_way(plan) if self._tasks else []
+        if before:
+            self._begin(self._carry_on(plan_id, plan, planned_ns, applied, None, before), plan)
+            return
         error: Exception | None = None
         try:
             for step in plan.steps:
@@ -78,14 +88,28 @@ class Execute:
         if error is None and len(applied) == len(plan.steps):
             self._acted(plan_id, plan, planned_ns, applied)
             return
-        work = self._carry_on(plan_id, plan, planned_ns, applied, error)
+        self._begin(self._carry_on(plan_id, plan, planned_ns, applied, error), plan)
+
+    def _begin(self, work: Coroutine[None, None, None], plan: Plan) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = plan
+        task.add_done_callback(self._tasks.pop)
+
+    def _in_the_way(self, plan: Plan) -> list[asyncio.Task[None]]:
+        wanted = set(plan.touches)
+        return [task for task, other in self._tasks.items() if wanted.intersection(other.touches)]
 
     async def _carry_on(
-        self, plan_id: str, plan: Plan, planned_ns: int, applied: list[Applied], error: Exception | None
+        self,
+        plan_id: str,
+        plan: Plan,
+        planned_ns: int,
+        applied: list[Applied],
+        error: Exception | None,
+        before: Sequence[asyncio.Task[None]] = (),
     ) -> None:
+        if before:
+            await asyncio.wait(before)
         done = list(plan.steps[: len(applied)])
         try:
             if error is not None:
@@ -96,7 +120,13 @@ class Execute:
         except Exception as error:
             why = str(error) if isinstance(error, MapekError) else f"{type(error).__name__}: {error}"
             undone = await self._undo(done)
-            failure: dict[str, Value] = {"id": plan_id, "planned_ns": planned_ns, "why": why, "undone": undone}
+            failure: dict[str, Value] = {
+                "id": plan_id,
+                "planned_ns": planned_ns,
+                "policy": plan.policy,
+                "why": why,
+                "undone": undone,
+            }
             self._feed(Event(self._clock.now_ns(), plan.entity, "plan.failed", failure))
             self._journal.result(plan_id, False, why)
             return
@@ -137,4 +167,5 @@ class Execute:
 
     async def stop(self) -> None:
         """Let what has begun come to its end: a half-done plan is worse than a late stop."""
+        self._stopped = True
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -23,7 +23,18 @@ from mapek.errors import MapekError
 from mapek.execute import Effects, Execute, PlanLog
 from mapek.incident import Incidents
 from mapek.knowledge import Knowledge
-from mapek.model import Entity, Event, Finding, Frame, Incident, IncidentState, Input, Inquiry, Plan, Suspicion, Symptom
+from mapek.model import (
+    Entity,
+    Event,
+    Finding,
+    Frame,
+    Incident,
+    IncidentState,
+    Input,
+    Inquiry,
+    Plan,
+    Suspicion,
+)
 from mapek.monitor import Monitor
 from mapek.plan import Planner
 from mapek.supervision import Supervision
@@ -135,8 +146,10 @@ class Loop:
     async def __aexit__(self, *_: object) -> None:
         if self._tick:
             self._tick.cancel()
-        await self._execute.stop()
-        await self.monitor.stop()
+        try:
+            await self._execute.stop()
+        finally:
+            await self.monitor.stop()
         for repair in self._repairs.values():
             if repair.overdue:
                 repair.overdue.cancel()
@@ -158,7 +171,12 @@ class Loop:
         self._working = True
         try:
             while self._queue:
-                self._work(*self._queue.popleft())
+                now_ns, item = self._queue.popleft()
+                try:
+                    self._work(now_ns, item)
+                except Exception as error:
+                    # an input that breaks its contract must not take those behind it along
+                    self.supervision.failed("loop", error)
         finally:
             self._working = False
         self._publish_later()
@@ -167,10 +185,11 @@ class Loop:
         knowledge = self.knowledge
         knowledge.now_ns = now_ns
         if self._tap:
-            self._tap(now_ns, item)
+            self.supervision.call("tap", None, self._tap, now_ns, item)
         if isinstance(item, Frame):
             self.tally.count("inputs", {"type": "frame"})
-            self.supervision.call(item.schema.sensor, None, knowledge.take, item)
+            if not self.supervision.call(item.schema.sensor, False, self._take, item):
+                return
         else:
             self.tally.count("inputs", {"type": "event"})
             self._progress(item)
@@ -181,9 +200,13 @@ class Loop:
                 self._begin(plan)
             self.monitor.heard(item)
 
+    def _take(self, frame: Frame) -> bool:
+        self.knowledge.take(frame)
+        return True
+
     def _decided(self, decision: Decision) -> None:
         if self._tap:
-            self._tap(self.knowledge.now_ns, decision)
+            self.supervision.call("tap", None, self._tap, self.knowledge.now_ns, decision)
         self._outbox.append(decision)
 
     def _found(self, finding: Finding) -> None:
@@ -208,6 +231,8 @@ class Loop:
 
     def _begin(self, plan: Plan) -> _Repair | None:
         if not plan.steps:
+            # a policy that says why nothing is to be done
+            self._decided(plan)
             return None
         self._plans += 1
         plan_id = f"plan:{self._plans}"

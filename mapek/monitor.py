@@ -86,7 +86,7 @@ class Monitor:
         try:
             await self._supervision.run(touchpoint.name, touchpoint.open(surroundings))
         except asyncio.CancelledError:
-            await touchpoint.close()
+            await self._close(watched)
             raise
         except Exception as error:
             watched.failures += 1
@@ -123,6 +123,8 @@ class Monitor:
 
         def ended(task: asyncio.Future[None]) -> None:
             watched.tasks.discard(task)
+            if asyncio.iscoroutine(work):
+                work.close()  # cancelled before its first step, it would complain that nobody awaited it
             if not task.cancelled() and (error := task.exception()):
                 self._supervision.failed(watched.touchpoint.name, error)
 
@@ -130,7 +132,12 @@ class Monitor:
 
     def _schedule(self, watched: Watched, due_ns: int) -> None:
         def read() -> None:
-            frame = self._supervision.call(watched.touchpoint.name, None, watched.touchpoint.read)
+            name, frame = watched.touchpoint.name, None
+            try:
+                frame = self._supervision.timed(name, watched.touchpoint.read)
+                self._supervision.recovered(name)
+            except Exception as error:
+                self._supervision.failed(name, error)
             if frame is not None:
                 watched.frames += 1
                 self._feed(frame)
@@ -148,9 +155,20 @@ class Monitor:
                 self._supervision.call(name, None, watched.touchpoint.on_event, event)
 
     async def stop(self) -> None:
-        """Close all touchpoints, the last opened first; an error of one does not keep the others open."""
+        """Close all touchpoints, the last opened first.
+
+        Neither an error of one nor being cancelled meanwhile keeps the others open: whoever was cancelled while
+        it closed is closed once more.
+        """
+        cancelled: asyncio.CancelledError | None = None
         for watched in reversed(list(self.watched.values())):
-            await self._close(watched)
+            try:
+                await self._close(watched)
+            except asyncio.CancelledError as error:
+                cancelled = error
+                await self._close(watched)
+        if cancelled is not None:
+            raise cancelled
 
     async def _close(self, watched: Watched) -> None:
         watched.open = False
@@ -161,6 +179,10 @@ class Monitor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # a task that was opening it may have come through with it in spite of the cancellation
+        watched.open = False
+        if watched.timer:
+            watched.timer.cancel()
         try:
             await self._supervision.run(watched.touchpoint.name, watched.touchpoint.close())
         except Exception as error:

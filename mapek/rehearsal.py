@@ -54,7 +54,14 @@ class _Stage:
         now = self._clock.now_ns()
         if self.loop is None:
             return
-        fields: dict[str, Value] = {"id": plan_id, "planned_ns": now, "acked_ns": now, "changed": True, "detail": ""}
+        fields: dict[str, Value] = {
+            "id": plan_id,
+            "planned_ns": now,
+            "policy": plan.policy,
+            "acked_ns": now,
+            "changed": True,
+            "detail": "",
+        }
         self.loop.feed(Event(now, plan.entity, "plan.acted", fields))
 
 

@@ -48,7 +48,6 @@ KNOWN: Final[Mapping[str, Known]] = {
     "symptoms": Known("counter", ("kind",), "Verdicts: entities found ill."),
     "inquiries": Known("counter", ("kind",), "Questions asked before a verdict or to prove a repair."),
     "plans": Known("counter", ("policy", "outcome"), "Plans by what became of them."),
-    "switches": Known("counter", ("peer", "reason"), "Changes of the path that a peer's traffic takes."),
     "inputs": Known("counter", ("type",), "Frames and events that entered the loop."),
     "queue_drops": Known("counter", ("queue",), "Items dropped because a queue was full."),
     "plugin_failures": Known("counter", ("plugin",), "Errors of a plugin that the loop survived."),

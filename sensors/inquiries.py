@@ -54,6 +54,7 @@ class PathInquiry:
         self._rounds = rounds_of(inquiry)[1]
         self._delay_ns = int(inquiry.fields.get("delay_ns", 0))  # type: ignore[arg-type]
         self._first: list[int] = []
+        self._ends: list[tuple[int, list[int]]] = []
         self._asked_ns = self._due_ns = 0
         self._cancelled = False
 
@@ -79,12 +80,16 @@ class PathInquiry:
     def _send(self) -> None:
         if not self._cancelled:
             self._prober.send(self._batches)
+            now = self._around.clock.now_ns()
+            self._ends.append((now, [self._table.next_seq(index) for index in self._indices]))
 
     def _answer(self) -> None:
         if self._cancelled:
             return
         table, now = self._table, self._around.clock.now_ns()
-        ends = [table.next_seq(index) for index in self._indices]
+        # a round that we sent too late, or a steady probe of just now, is on its way and not missing
+        old_enough = now - self._inquiry.within_ns // (2 * self._rounds)
+        ends = next((ends for sent_ns, ends in reversed(self._ends) if sent_ns <= old_enough), self._first)
         answered = [
             table.answered_between(index, first, end)
             for index, first, end in zip(self._indices, self._first, ends, strict=True)

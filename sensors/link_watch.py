@@ -7,6 +7,7 @@ analyzer to say. Costs one thread, one wake-up per probe interval, and about 1 k
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class LinkWatch(Touchpoint):
         interval_ms: between two probes of a path; 1 in the fast profile, 10 in the default one.
         mode: "auto" (XDP by the driver, else tc), "native", "generic" or "tc".
         wait: go on without an interface that is missing, until it comes.
-        pin: let the reflector outlive the agent (needs a bpffs); True, False or "auto".
+        pin: let the reflector outlive the agent (needs a bpffs): "yes", "no", or "auto" for where it can be.
         reply_rate: probes of one peer path answered a second.
         timer: "auto", or "user" for the detection that kernels before 5.15 get.
 
@@ -127,6 +128,8 @@ class LinkWatch(Touchpoint):
         self._table: PathTable | None = None
         self._attached: dict[str, Attachment] = {}
         self._missing: dict[str, MapekError] = {}
+        self._turn = asyncio.Lock()
+        """An interface that comes back is heard of several times; it must get one stamper only."""
         self._asked: dict[str, PathInquiry | RouteInquiry] = {}
         self._targets: dict[int, Target] = {}
         self._bursts: dict[tuple[str, str, int], Batches] = {}
@@ -190,12 +193,9 @@ class LinkWatch(Touchpoint):
 
     def on_event(self, event: Event) -> None:
         """Re-attach to an interface that came back; listen for gaps on the paths that traffic takes."""
-        if event.kind in ("link.up", "link.new") and self._around is not None:
-            known = self._attached.get(event.entity.name)
-            interface = event.entity.name
-            gone = known is not None and known.ifindex != event.entity.generation
-            if interface in self._missing or gone:
-                self._around.spawn(self._reattach(interface))
+        back = event.kind in ("link.up", "link.new", "address.new")
+        if back and self._around is not None and self._is_stale(event.entity):
+            self._around.spawn(self._reattach(event.entity))
         elif event.kind == "link.gone" and event.entity.name in self._attached:
             why = AttachError("watch", event.entity.name, "the interface is gone", "it is watched again when it is back")
             self._missing[event.entity.name] = why
@@ -203,14 +203,22 @@ class LinkWatch(Touchpoint):
         elif event.kind == "path.active":
             self._listen()
 
-    async def _reattach(self, interface: str) -> None:
-        known = self._attached.pop(interface, None)
-        if known is not None:
-            for index in known.targets:
-                self._targets.pop(index, None)
-            await self._kernel.detach(known)
-        await self._attach(interface)
-        self._probe_on()
+    def _is_stale(self, link: Entity) -> bool:
+        known = self._attached.get(link.name)
+        return link.name in self._missing or (known is not None and known.ifindex != link.generation)
+
+    async def _reattach(self, link: Entity) -> None:
+        async with self._turn:
+            if not self._is_stale(link):
+                return
+            known = self._attached.pop(link.name, None)
+            if known is not None:
+                for index in known.targets:
+                    self._targets.pop(index, None)
+                self._probe_on()
+                await self._kernel.detach(known)
+            await self._attach(link.name)
+            self._probe_on()
 
     def _listen(self) -> None:
         """Gaps matter on the active path only; silence on all that have alarms left."""
@@ -234,9 +242,11 @@ class LinkWatch(Touchpoint):
             return
         entity, budget = self._entities[alarm.path], self._budgets[alarm.path]
         if alarm.kind == SILENT:
+            self._spend(alarm.path)
+            if budget.silent:
+                return  # said by `_refill` while the path was muted
             budget.silent = True
             fields = {"onset_ns": alarm.onset_ns, "seq": alarm.seq, "outstanding": alarm.count}
-            self._spend(alarm.path)
             around.emit(Event(alarm.time_ns, entity, "path.silent", fields))
         elif alarm.kind == BACK:
             budget.silent = False

@@ -17,6 +17,7 @@ from typing import Final
 from mapek.bpf import LoadedObject, ObjectSpec, RingBuffer, attach_tc_async, features, load_async, object_path
 from mapek.bpf.maps import ArrayMap, Map
 from mapek.bpf.tc import TcLink
+from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
 from mapek.clock import wall_ns
 from mapek.contracts import Surroundings
@@ -72,14 +73,15 @@ class Kernel:
         """Load the programs and make the maps; nothing is attached yet."""
         self.degraded = []
         self._paths = paths
-        self._spec = ObjectSpec.read(object_path("link_watch"))
-        self.timers = self._timer == "auto" and features.probe("bpf_timer") is features.Answer.YES
+        spec, probed = await in_thread(_prepare)
+        self._spec = spec
+        self.timers = self._timer == "auto" and probed is features.Answer.YES
         if not self.timers:
             why = "asked for" if self._timer == "user" else "the kernel has no bpf_timer (5.15)"
             self.degraded.append(f"silence is detected from user space: {why}")
         count = len(paths) + len(routed)
         self._base = await load_async(
-            self._spec,
+            spec,
             programs={"stamp" if self.timers else "stamp_untimed", "link_watch_tc"},
             max_entries={name: max(count, 1) * (2 if name == "peers" else 1) for name in _SHARED if name != "events"},
         )
@@ -214,6 +216,11 @@ class Kernel:
             self._base.close()
             self._base = None
         self._table = None
+
+
+def _prepare() -> tuple[ObjectSpec, features.Answer]:
+    """A thread's work: parsing takes milliseconds."""
+    return ObjectSpec.read(object_path("link_watch")), features.probe("bpf_timer")
 
 
 _ORDER: Final = "little" if socket.htons(1) != 1 else "big"

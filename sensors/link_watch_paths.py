@@ -83,9 +83,11 @@ class PathTable:
         row["flags"] = IN_USE | flags
 
     def restart(self, index: int, epoch: int) -> None:
-        """Begin to count a path anew: a new session, sequence numbers from 1."""
+        """Begin to count a path anew: a new session, sequence numbers from 1; what was silent is until it answers."""
+        silent = self._halves[index * _HALVES + _MARKS] & MARK_SILENT
         self._configs[index]["epoch"] = epoch
         self._states[index] = np.zeros((), STATE)
+        self._halves[index * _HALVES + _MARKS] = silent
         self._halves[index * _HALVES + _NEXT_SEQ] = 1
 
     def set_flags(self, index: int, flags: int, mask: int) -> None:

@@ -93,6 +93,7 @@ class Netlink(Touchpoint):
             for _, body in self._messenger.dump(wire.RTM_GETNEXTHOP):
                 if fields := wire.nexthop_fields(body):
                     found[fields[0]] = fields
+        self._spare_foreign(peers)
         adopted = {}
         ident = FIRST_ID
         for peer in peers:
@@ -105,6 +106,22 @@ class Netlink(Touchpoint):
             ident += 1
             self._stand(routes)
         return adopted
+
+    def _spare_foreign(self, peers: list[Peer]) -> None:
+        """Refuse to replace somebody else's route: same prefix and metric is the same route to the kernel."""
+        assert self._messenger is not None
+        ours = {str(prefix) for peer in peers for prefix in peer.prefixes}
+        most = max((len(peer.paths) for peer in peers), default=0)
+        metrics = {self._metric, *range(self._standing_metric, self._standing_metric + most)}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for _, body in self._messenger.dump(wire.RTM_GETROUTE, family):
+                found = self._decoder.route(body)
+                if found is None or found["prefix"] not in ours or found["metric"] not in metrics:
+                    continue
+                if found["protocol"] != wire.PROTOCOL:
+                    on = f"route {found['prefix']} metric {found['metric']}"
+                    why = f"somebody else's route is there (protocol {found['protocol']})"
+                    raise PermanentError("lay", on, why, "remove it, or set other metrics in [sensors.netlink]")
 
     def _stand(self, routes: PeerRoutes) -> None:
         """Lay the standing routes; one whose link is down cannot be laid now, and is when it is back."""
@@ -130,20 +147,35 @@ class Netlink(Touchpoint):
     def _hear(self) -> None:
         around, heard = self._around, self._heard
         assert around is not None
+        overrun = False
         while heard is not None:
             try:
                 data = heard.recv(65536)
             except BlockingIOError:
-                return
+                break
             except OSError:
                 # ENOBUFS: messages were lost, so nothing that we believe is sure
                 self._counts["overruns"] += 1
-                self._doubtful.update(self._routes)
-                around.emit(Event(around.clock.now_ns(), Entity("service", "routes"), "netlink.overrun"))
+                overrun = True
                 continue
             for event in self._decoder.events(data, around.clock.now_ns):
                 self._judge(event)
             heard = self._heard
+        if overrun:
+            self._learn_anew()
+
+    def _learn_anew(self) -> None:
+        """After an overrun, and after what was still queued: ask for what was missed. Here and not in a thread,
+        where the answer would be older than what is heard meanwhile."""
+        around, messenger = self._around, self._messenger
+        if around is None or messenger is None:
+            return
+        now = around.clock.now_ns()
+        for event in self._decoder.refreshed(messenger.dump(wire.RTM_GETLINK), now):
+            self._judge(event)
+        for peer in self._routes:
+            self._doubtful.add(peer)
+            around.emit(Event(now, Entity("peer", peer), "netlink.overrun"))
 
     def _judge(self, event: Event) -> None:
         """Emit what matters: links and addresses, and routes and nexthops only where they are ours."""
@@ -182,6 +214,8 @@ class Netlink(Touchpoint):
                 topology = self._around.knowledge.topology
                 routes.prepare(topology.addresses, self._metric, self._standing_metric)
                 self._doubtful.add(peer)
+                if event.kind in ("link.new", "link.up"):
+                    self._stand(routes)
 
     async def act(self, step: Step) -> Applied:
         return self.act_now(step)

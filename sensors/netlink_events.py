@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
@@ -22,6 +22,7 @@ GROUPS: Final = (1, 5, 9, 7, 11, 32)
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x40, 0x10000
+_MAIN: Final = 254
 _IFLA_IFNAME, _IFA_ADDRESS, _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 3, 1, 1, 4, 6
 
 
@@ -59,6 +60,17 @@ class Decoder:
         """Take a link of a dump in, without an event."""
         if kind == RTM_NEWLINK:
             self._link(kind, body, 0)
+
+    def refreshed(self, dump: Iterable[tuple[int, bytes]], now_ns: int) -> Iterator[Event]:
+        """The events that a dump of all links stands for: what changed since they were last heard of."""
+        gone = set(self.links)
+        for kind, body in dump:
+            if kind == RTM_NEWLINK and len(body) >= 16:
+                gone.discard(struct.unpack_from("=xxxxi", body)[0])
+                if event := self._link(kind, body, now_ns):
+                    yield event
+        for ifindex in gone:
+            yield Event(now_ns, Entity("link", self.links.pop(ifindex).name, ifindex), "link.gone")
 
     def events(self, data: bytes, now_ns: Callable[[], int]) -> Iterator[Event]:
         """The events in one datagram; what cannot be decoded is counted."""
@@ -115,20 +127,29 @@ class Decoder:
         fields: Mapping[str, Value] = {"address": f"{ip_address(raw)}/{length}", "family": family}
         return Event(now_ns, entity, "address.new" if kind == RTM_NEWADDR else "address.gone", fields)
 
-    def _route(self, kind: int, body: bytes, now_ns: int) -> Event | None:
+    def route(self, body: bytes) -> Mapping[str, Value] | None:
+        """prefix, protocol, ifindex and metric of a route of the main table; None for another table's.
+
+        Raises struct.error or ValueError for what cannot be decoded.
+        """
         family, length, _, _, table, protocol, _, _, _ = struct.unpack_from("=BBBBBBBBI", body)
-        found = attributes(body, 12)
-        if table != 254:
+        if table != _MAIN:
             return None
+        found = attributes(body, 12)
         width = 4 if family == socket.AF_INET else 16
         destination = ip_address(found.get(_RTA_DST, bytes(width)))
         oif, metric = found.get(_RTA_OIF, bytes(4)), found.get(_RTA_PRIORITY, bytes(4))
-        fields: Mapping[str, Value] = {
+        return {
             "prefix": f"{destination}/{length}",
             "protocol": protocol,
             "ifindex": struct.unpack("=I", oif)[0],
             "metric": struct.unpack("=I", metric)[0],
         }
+
+    def _route(self, kind: int, body: bytes, now_ns: int) -> Event | None:
+        fields = self.route(body)
+        if fields is None:
+            return None
         entity = Entity("service", "routes")
         return Event(now_ns, entity, "route.new" if kind == RTM_NEWROUTE else "route.gone", fields)
 

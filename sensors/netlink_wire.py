@@ -29,6 +29,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_VIA, _RTA_NH
 _MAIN, _UNICAST = 254, 1
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY = 1, 5, 6
 _ONLINK: Final = 4
+AT_ONCE: Final = 64
 _HEADER = struct.Struct("=IHHII")
 _ERROR: Final = 2
 _DONE: Final = 3
@@ -103,14 +104,17 @@ class Messenger:
             NetlinkError: the kernel refused one; those before it are in force.
             PrivilegeError: CAP_NET_ADMIN is missing.
         """
-        wanted = sum(1 for _ in split(message))
-        self._socket.send(message)
         failed = 0
-        while wanted:
-            for kind, body in split(self._socket.recv(65536)):
-                if kind == _ERROR:
-                    wanted -= 1
-                    failed = failed or -struct.unpack_from("=i", body)[0]
+        for part, wanted in portions(message):
+            try:
+                self._socket.send(part)
+                while wanted:
+                    for kind, body in split(self._socket.recv(65536)):
+                        if kind == _ERROR:
+                            wanted -= 1
+                            failed = failed or -struct.unpack_from("=i", body)[0]
+            except OSError as error:
+                raise refusal(error.errno or errno.EIO, tried, on) from error
         if failed:
             raise refusal(failed, tried, on)
 
@@ -139,6 +143,19 @@ class Messenger:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def portions(message: bytes) -> Iterator[tuple[bytes, int]]:
+    """Whole messages, at most `AT_ONCE` together, and how many: each is acknowledged into a bounded buffer."""
+    start = at = count = 0
+    while at + _HEADER.size <= len(message):
+        at += -(-_HEADER.unpack_from(message, at)[0] // 4) * 4
+        count += 1
+        if count == AT_ONCE:
+            yield message[start:at], count
+            start, count = at, 0
+    if count:
+        yield message[start:at], count
 
 
 def refusal(code: int, tried: str, on: str) -> NetlinkError | PrivilegeError:

@@ -185,6 +185,8 @@ class Prober:
         if self._thread is None and steady:
             self._timer = TimerFd(blocking=True)
             self._stopping = False
+            # agents of one machine must not all wake in the same microsecond
+            self._timer.set(1 + int.from_bytes(os.urandom(4)) % self.interval_ns, self.interval_ns)
             realtime = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
             self._thread = threading.Thread(target=self._run, args=(realtime,), name="mapek-prober", daemon=True)
             self._thread.start()
@@ -196,8 +198,6 @@ class Prober:
             # below the loop's: a burst that confirms is more urgent than the next steady probe
             with suppress(OSError):
                 os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
-        # agents of one machine must not all wake in the same microsecond
-        timer.set(1 + int.from_bytes(os.urandom(4)) % self.interval_ns, self.interval_ns)
         lock, failed = self._lock, self.failed
         while True:
             timer.read()
@@ -216,6 +216,9 @@ class Prober:
         """Stop the thread and close the sockets; twice is fine."""
         if self._thread is not None:
             self._stopping = True
+            if self._timer is not None:
+                # not at the end of an interval, which may be a minute
+                self._timer.set(1)
             self._thread.join()
             self._thread = None
         if self._timer is not None:

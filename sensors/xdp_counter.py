@@ -6,6 +6,7 @@ frames as one where the driver merges before XDP (generic mode after GRO). Costs
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -16,6 +17,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from mapek.bpf import LoadedObject, ObjectSpec, PerCpuArrayMap, RingBuffer, object_path
+from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
 from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint
@@ -94,6 +96,8 @@ class XdpCounter(Touchpoint):
         self._hooks = Hooks()
         self._attached: dict[str, _Attached] = {}
         self._missing: dict[str, MapekError] = {}
+        self._turn = asyncio.Lock()
+        """An interface that comes back is heard of several times."""
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
@@ -109,7 +113,7 @@ class XdpCounter(Touchpoint):
         assert self._around is not None
         try:
             ifindex = if_nametoindex(name)
-            spec = ObjectSpec.read(object_path("xdp_counter"))
+            spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
             loaded = await self._hooks.join(
                 ifindex, SLOT, spec, "xdp_counter", mode=self._mode, rodata={"sample_every": self._every}
             )
@@ -152,17 +156,24 @@ class XdpCounter(Touchpoint):
 
     def on_event(self, event: Event) -> None:
         """Attach again when an interface is back."""
-        if event.kind in ("link.new", "link.up") and self._around is not None:
-            known = self._attached.get(event.entity.name)
-            stale = known is not None and known.entity.generation != event.entity.generation
-            if event.entity.name in self._missing or stale:
-                self._around.spawn(self._reattach(event.entity.name))
+        if event.kind == "link.gone" and event.entity.name in self._attached:
+            do = "it is counted again when it is back"
+            self._missing[event.entity.name] = AttachError("count on", event.entity.name, "the interface is gone", do)
+        elif event.kind in ("link.new", "link.up") and self._around and self._is_stale(event.entity):
+            self._around.spawn(self._reattach(event.entity))
 
-    async def _reattach(self, name: str) -> None:
-        known = self._attached.pop(name, None)
-        if known is not None:
-            await self._detach(known)
-        await self._attach(name)
+    def _is_stale(self, link: Entity) -> bool:
+        known = self._attached.get(link.name)
+        return link.name in self._missing or (known is not None and known.entity.generation != link.generation)
+
+    async def _reattach(self, link: Entity) -> None:
+        async with self._turn:
+            if not self._is_stale(link):
+                return
+            known = self._attached.pop(link.name, None)
+            if known is not None:
+                await self._detach(known)
+            await self._attach(link.name)
 
     def schema(self) -> Schema:
         return SCHEMA
@@ -174,8 +185,8 @@ class XdpCounter(Touchpoint):
         rows = list(self._attached.values())
         counters = np.zeros((len(rows), len(SCHEMA.counters)), dtype=np.uint64)
         for index, one in enumerate(rows):
-            _, values = one.counters.summed(np.dtype((np.uint64, 2)))
-            counters[index] = values.reshape(-1, 2).T.ravel()
+            # a value is (packets, bytes); the schema has all packets first
+            counters[index] = one.counters.summed()[1].T.ravel()
         valid = np.ones(len(rows), dtype=np.bool_)
         entities = tuple(one.entity for one in rows)
         now = self._around.clock.now_ns()

@@ -58,8 +58,11 @@ def parse_event(node: str, line: bytes) -> AgentEvent | None:
     return AgentEvent(node, kind, time_ns, fields)
 
 
-def configuration(lab: Lab, node: Node, profile: Profile, *, extra: str = "") -> str:
-    """The agent's TOML: a peer for each neighbour, a path for each link, in the links' order."""
+def configuration(lab: Lab, node: Node, profile: Profile, *, extra: str = "", listen: str = "") -> str:
+    """The agent's TOML: a peer for each neighbour, a path for each link, in the links' order.
+
+    `listen` is where it serves /metrics, nowhere if empty; `extra` goes before the peers.
+    """
 
     def text(value: str) -> str:
         return json.dumps(value)
@@ -72,7 +75,7 @@ def configuration(lab: Lab, node: Node, profile: Profile, *, extra: str = "") ->
         "[loop]",
         f"profile = {text(profile)}",
         "[service]",
-        'listen = ""',
+        f"listen = {text(listen)}",
         extra,
     ]
     for peer in lab.topology.neighbours(node.spec):
@@ -107,6 +110,8 @@ class AgentProcess:
         self.node = node
         self.events: deque[AgentEvent] = deque(maxlen=_KEEP)
         self.unreadable = 0
+        self.ill: set[tuple[str, str]] = set()
+        """(entity, kind) of the symptoms that it has told of and not cleared."""
         self._listener = listener
         self._process: Process | None = None
         self._ready = asyncio.Event()
@@ -175,10 +180,19 @@ class AgentProcess:
                 self.unreadable += 1
                 continue
             self.events.append(event)
+            self._note(event)
             if event.kind == "ready":
                 self._ready.set()
             if self._listener is not None:
                 self._listener(event)
+
+    def _note(self, event: AgentEvent) -> None:
+        if event.kind == "symptom":
+            which = (str(event.fields.get("entity")), str(event.fields.get("kind")))
+            if event.fields.get("cleared"):
+                self.ill.discard(which)
+            else:
+                self.ill.add(which)
 
     async def _read_words(self) -> None:
         assert self._process is not None
@@ -192,11 +206,16 @@ class Mapek:
     """Our agents as a `Contender`, one on each node."""
 
     def __init__(
-        self, profile: Profile, *, extra: str = "", listener: Callable[[AgentEvent], None] | None = None
+        self,
+        profile: Profile,
+        *,
+        extra: str = "",
+        listen: str = "",
+        listener: Callable[[AgentEvent], None] | None = None,
     ) -> None:
         self.profile: Profile = profile
         self.agents: dict[str, AgentProcess] = {}
-        self._extra, self._listener = extra, listener
+        self._extra, self._listen, self._listener = extra, listen, listener
 
     @property
     def name(self) -> str:
@@ -219,7 +238,7 @@ class Mapek:
         self.agents = {name: AgentProcess(node, self._listener) for name, node in lab.nodes.items()}
         starts = []
         for name, agent in self.agents.items():
-            toml = configuration(lab, agent.node, self.profile, extra=self._extra)
+            toml = configuration(lab, agent.node, self.profile, extra=self._extra, listen=self._listen)
             mine = {file: key for file, key in keys.items() if name in file.removesuffix(".key").split("-")}
             starts.append(agent.open(toml, mine))
         for outcome in await asyncio.gather(*starts, return_exceptions=True):
@@ -233,7 +252,11 @@ class Mapek:
         await asyncio.gather(*(agent.close() for agent in self.agents.values()))
 
     async def at_rest(self, timeout: float) -> None:
-        """Wait until no agent has said anything for a while: to learn of a healed path takes probes only."""
+        """Wait until all symptoms are cleared and no agent has said anything for a while.
+
+        A gray path counts as well only seconds after its loss has ended; a trial before that would have
+        nowhere to go.
+        """
         quiet_ns = 300_000_000 if self.profile == "fast" else 800_000_000
         start = time.monotonic_ns()
         while True:
@@ -245,12 +268,12 @@ class Mapek:
             last_ns = max(
                 (agent.events[-1].time_ns for agent in self.agents.values() if agent.events), default=0
             )
-            if now - max(last_ns, start) >= quiet_ns:
+            ill = [f"{name}: {' '.join(one)}" for name, agent in self.agents.items() for one in agent.ill]
+            if not ill and now - max(last_ns, start) >= quiet_ns:
                 return
             if now - start > timeout * 1e9:
-                raise TemporaryError(
-                    "wait for", self.name, f"still talking after {timeout:g} s", "read its events"
-                )
+                why = f"{', '.join(ill) or 'still talking'} after {timeout:g} s"
+                raise TemporaryError("wait for", self.name, why, "read its events")
             await asyncio.sleep(0.02)
 
     def usage(self) -> dict[str, Usage]:

@@ -131,8 +131,8 @@ class Recorder:
     async def __aexit__(self, *_: object) -> None:
         if self._timer:
             self._timer.cancel()
-        while self._encode(SLICE):
-            await asyncio.sleep(0)  # noqa: ASYNC110  # not waiting: letting others run between slices
+        while self._encode(SLICE):  # noqa: ASYNC110  # no wait: others run between the slices
+            await asyncio.sleep(0)
         if self._unsaid:
             self._writer.missed(self._unsaid)
         self._writer.finish()

@@ -7,19 +7,20 @@ shows them, and a replay compares decisions byte for byte. Secrets are not recor
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from ipaddress import ip_address, ip_network
+from dataclasses import dataclass, fields
 from pathlib import Path as FilePath
 from typing import BinaryIO, Final
 
 from mapek.errors import RecordingError
 from mapek.knowledge.encoding import decode, encode, encode_plain, parse
-from mapek.knowledge.topology import Path, Peer, Topology
 from mapek.model import Event, Frame, Incident, Inquiry, Plan, Schema, Suspicion, Symptom
-from mapek.simulations.container import Channel, Damage, Message, Metadata, Reader, Sink, Writer
+from mapek.simulations.container import Channel, Message, Metadata, Sink, Writer
+from mapek.simulations.container_reader import Damage, Reader
 from mapek.simulations.frames import decode_frame, decode_schema, encode_frame, encode_schema
+from mapek.simulations.recording_about import About, plain_topology, redacted, topology_of, versions
+
+__all__ = ["About", "Decision", "Entry", "Recordable", "RecordingReader", "RecordingWriter", "versions"]
 
 Decision = Inquiry | Suspicion | Symptom | Plan | Incident
 Recordable = Frame | Event | Decision
@@ -39,24 +40,6 @@ _TOPICS: Final[Mapping[type, str]] = {
 }
 _KINDS: Final = {topic: kind for kind, topic in _TOPICS.items()}
 _FRAMES: Final = "/inputs/frames/"
-_SECRET: Final = ("key", "secret", "password", "token", "passphrase", "credential")
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What was recorded.
-
-    Args:
-        topology: without keys.
-        config: the configuration as plain tables, without secrets.
-        versions: of mapek, Python, numpy and the kernel, and the machine: other ones may decide otherwise.
-        seed: of whatever was random; 0 where nothing was.
-    """
-
-    topology: Topology
-    config: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +56,8 @@ class Entry:
         return not isinstance(self.item, (Frame, Event))
 
 
-def versions() -> dict[str, str]:
-    """Of what may change a decision."""
-    import numpy as np
-
-    from mapek import __version__
-
-    return {
-        "mapek": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-    }
-
-
 class RecordingWriter:
-    """Writes a recording to `file`, which stays the caller's; call it as the loop's tap, or let `Recorder` do it.
+    """Writes a recording to `file`, which stays the caller's; it is a tap for a loop in virtual time.
 
     It encodes at once, 10 to 20 µs an item, which virtual time does not mind; a live loop uses
     `mapek.simulations.recorder.Recorder`.
@@ -107,7 +75,7 @@ class RecordingWriter:
                 _ABOUT,
                 {
                     "form": FORM,
-                    "topology": encode_plain(_plain_topology(about.topology)).decode(),
+                    "topology": encode_plain(plain_topology(about.topology)).decode(),
                     "config": encode_plain(redacted(about.config)).decode(),
                     "versions": encode_plain(about.versions).decode(),
                     "seed": str(about.seed),
@@ -116,7 +84,7 @@ class RecordingWriter:
         )
 
     def __call__(self, now_ns: int, item: Recordable) -> None:
-        """Append `item`; raises TypeError for a value that the model does not allow, OSError as the file does."""
+        """Append `item`; TypeError for a value that the model does not allow, else what the file raises."""
         if isinstance(item, Frame):
             channel, data, publish_ns = self._frame_channel(item.schema), encode_frame(item), item.time_ns
         else:
@@ -193,7 +161,7 @@ class RecordingReader:
             if not isinstance(config, dict) or not isinstance(known, dict):
                 raise ValueError("its configuration is no table")
             return About(
-                _topology(parse(values["topology"].encode())),
+                topology_of(parse(values["topology"].encode())),
                 config,
                 {str(name): str(value) for name, value in known.items()},
                 int(values["seed"]),
@@ -239,75 +207,6 @@ def _entry(message: Message, schemas: dict[str, Schema]) -> Entry | None:
     if text not in schemas:
         schemas[text] = decode_schema(text)
     return Entry(message.log_ns, decode_frame(schemas[text], message.data), message.data)
-
-
-def redacted(value: object, name: str = "") -> object:
-    """`value` as plain tables, with everything whose name says that it is secret left out."""
-    if any(word in name.lower() for word in _SECRET):
-        return "(not recorded)"
-    if isinstance(value, Mapping):
-        return {str(key): redacted(one, str(key)) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redacted(one) for one in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _plain_topology(topology: Topology) -> dict[str, object]:
-    peers = [
-        {
-            "name": peer.name,
-            "addresses": [str(one) for one in peer.addresses],
-            "prefixes": [str(one) for one in peer.prefixes],
-            "paths": [
-                {
-                    "interface": path.interface,
-                    "address": str(path.address),
-                    "local": None if path.local is None else str(path.local),
-                    "preference": path.preference,
-                }
-                for path in peer.paths
-            ],
-        }
-        for peer in topology.peers.values()
-    ]
-    return {"node": topology.node, "addresses": [str(one) for one in topology.addresses], "peers": peers}
-
-
-def _topology(plain: object) -> Topology:
-    """Raises ValueError, KeyError or TypeError where `plain` is none."""
-    table = _dict(plain)
-    peers = []
-    for peer in map(_dict, _list(table["peers"])):
-        name, paths = str(peer["name"]), []
-        for path in map(_dict, _list(peer["paths"])):
-            local, preference = path["local"], path["preference"]
-            if not isinstance(preference, int):
-                raise TypeError("a preference is not a number")
-            paths.append(
-                Path(
-                    name,
-                    str(path["interface"]),
-                    ip_address(str(path["address"])),
-                    None if local is None else ip_address(str(local)),
-                    preference,
-                )
-            )
-        addresses = tuple(ip_address(str(one)) for one in _list(peer["addresses"]))
-        prefixes = tuple(ip_network(str(one)) for one in _list(peer["prefixes"]))
-        peers.append(Peer(name, addresses, prefixes, tuple(paths), key=b""))
-    return Topology(str(table["node"]), (ip_address(str(one)) for one in _list(table["addresses"])), peers)
-
-
-def _dict(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise TypeError("not a table")
-    return value
-
-
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise TypeError("not a list")
-    return value
 
 
 def _json_schema(kind: type) -> bytes:

@@ -1,8 +1,8 @@
 """Replays a recording through the very same loop in virtual time, and says whether it decides alike.
 
 Inputs enter in the order and at the time of their arrival. Questions and plans are answered by the
-recording: what was asked then gets the answer of then, in its place. What was never asked is *unknown*; its
-answer is not made up, and the share of such questions says how far a replay with other options can be believed.
+recording: what was asked then gets the answer of then, in its place. What was never asked is *unknown*;
+its answer is not made up, and the share of such questions says how far a what-if can be believed.
 """
 
 from __future__ import annotations
@@ -222,6 +222,16 @@ def _said(decision: tuple[int, str, bytes]) -> str:
     return f"{kind} at {now_ns}: {data.decode('utf-8', 'replace')}"
 
 
+def _feed(loop: Loop, entry: Entry, path: Path) -> None:
+    assert isinstance(entry.item, (Frame, Event))
+    try:
+        loop.feed(entry.item)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        # Plugins are supervised: it is the loop itself that misses what all events of that kind have.
+        why = f"an input at {entry.now_ns} is not what it says ({type(error).__name__}: {error})"
+        raise RecordingError("replay", path, why, "record anew") from error
+
+
 async def replay(
     path: Path,
     analyzers: Iterable[Analyzer],
@@ -265,7 +275,7 @@ async def replay(
             if isinstance(entry.item, (Frame, Event)):
                 if effects.fits(entry.item):
                     inputs += 1
-                    loop.feed(entry.item)
+                    _feed(loop, entry, path)
                 else:
                     withheld += 1
             else:

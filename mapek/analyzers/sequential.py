@@ -67,8 +67,7 @@ class BurstTest:
     @property
     def evidence(self) -> float:
         """In nats; the alarm is at -log(alpha)."""
-        top = max(self._wealth)
-        return top + math.log(sum(math.exp(wealth - top) for wealth in self._wealth) / len(self._wealth))
+        return _mean(self._wealth)
 
     def update(self, here: int, sent_here: int, there: int, sent_there: int) -> bool:
         """Take a burst in; True when this path loses more."""
@@ -102,6 +101,11 @@ class SlowTest:
         self._paired = [0.0] * len(ODDS)
         self._above = [0.0] * len(self.RATES)
 
+    @property
+    def evidence(self) -> float:
+        """That of the weaker half, in nats; the alarm is at -log(alpha)."""
+        return min(_mean(self._paired), _mean(self._above))
+
     def update(self, here: int, sent_here: int, there: int, sent_there: int) -> bool:
         """Take a second's counts in; True when this path loses more."""
         if min(sent_here, sent_there) <= 0:
@@ -116,7 +120,7 @@ class SlowTest:
             gain = here * math.log(share / self._floor)
             gain += (sent_here - here) * math.log((1 - share) / (1 - self._floor))
             self._above[index] = max(self._above[index], 0.0) + gain
-        return _mean(self._paired) >= self._limit and _mean(self._above) >= self._limit
+        return self.evidence >= self._limit
 
     def reset(self) -> None:
         self._paired = [0.0] * len(ODDS)

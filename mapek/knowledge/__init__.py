@@ -7,12 +7,24 @@ It is all in memory and belongs to the loop's thread; what must outlive the proc
 from __future__ import annotations
 
 from mapek.errors import PluginError
-from mapek.knowledge.history import History, Ring
+from mapek.knowledge.history import History, Ring, column_name, columns_of
 from mapek.knowledge.rates import Rates
 from mapek.knowledge.topology import Address, Network, Path, Peer, Topology
 from mapek.model import Frame, Value
 
-__all__ = ["Address", "History", "Knowledge", "Network", "Path", "Peer", "Rates", "Ring", "Topology"]
+__all__ = [
+    "Address",
+    "History",
+    "Knowledge",
+    "Network",
+    "Path",
+    "Peer",
+    "Rates",
+    "Ring",
+    "Topology",
+    "column_name",
+    "columns_of",
+]
 
 
 class Knowledge:

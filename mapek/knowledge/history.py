@@ -21,13 +21,23 @@ Values = npt.NDArray[np.float64]
 
 
 def column_name(metric: Metric) -> str:
-    """What tells a column from all others of its sensor: its name, and its labels where it has some.
+    """What tells a column from all others of its sensor: name and unit, and its labels where it has some.
 
-    >>> column_name(Metric("received_bytes_total", labels=(("family", "ipv6"), ("protocol", "tcp"))))
-    'received_bytes_total{family="ipv6",protocol="tcp"}'
+    >>> column_name(Metric("receive", "bytes", labels=(("family", "ipv6"), ("protocol", "tcp"))))
+    'receive_bytes{family="ipv6",protocol="tcp"}'
     """
+    unit = f"_{metric.unit}" if metric.unit and not metric.name.endswith(metric.unit) else ""
     labels = ",".join(f'{name}="{value}"' for name, value in metric.labels)
-    return f"{metric.name}{{{labels}}}" if labels else metric.name
+    return f"{metric.name}{unit}{{{labels}}}" if labels else metric.name + unit
+
+
+def columns_of(schema: Schema, metric: str) -> list[int]:
+    """The columns, counters first, that `metric` means: one by its whole name, or all of that name."""
+    metrics = schema.counters + schema.gauges
+    whole = [at for at, one in enumerate(metrics) if column_name(one) == metric]
+    return whole or [
+        at for at, one in enumerate(metrics) if metric in (one.name, column_name(one).partition("{")[0])
+    ]
 
 
 class Ring:
@@ -40,7 +50,6 @@ class Ring:
     def __init__(self, schema: Schema, depth: int) -> None:
         self.schema, self.depth = schema, depth
         self.metrics = tuple(column_name(metric) for metric in schema.counters + schema.gauges)
-        self._column = {name: column for column, name in enumerate(self.metrics)}
         self._limit = max(1, BYTES // (16 * depth * max(1, len(self.metrics))))
         self._slots = Slots(self._limit)
         self._times: Times = np.zeros(2 * depth, np.int64)
@@ -96,8 +105,9 @@ class Ring:
         return self._slots.entities()
 
     def column(self, metric: str) -> int | None:
-        """Where `metric` is on the third axis of `window`; None if the schema has no such."""
-        return self._column.get(metric)
+        """Where `metric` is on the third axis of `window`; None if the schema has no such, or several."""
+        found = columns_of(self.schema, metric)
+        return found[0] if len(found) == 1 else None
 
 
 class History:

@@ -35,22 +35,24 @@ def metric_name(*parts: str) -> str:
 
 
 def of_frame(sensor: str, frame: Frame) -> Iterator[Metric]:
-    """A family for each column of a frame; rows that could not be read are left out."""
+    """A family for each name among a frame's columns; rows that could not be read are left out."""
     rows = _rows(frame)
     label = frame.schema.entity
-    for column, metric in enumerate(frame.schema.counters):
-        name = metric_name(sensor, metric.name.removesuffix("_total"), metric.unit)
-        counter = CounterMetricFamily(name, _help(metric, sensor), labels=[label])
-        for entity, row in rows.items():
-            counter.add_metric([entity], int(frame.counters[row, column]))
-        yield counter
-    for column, metric in enumerate(frame.schema.gauges):
-        gauge = GaugeMetricFamily(
-            metric_name(sensor, metric.name, metric.unit), _help(metric, sensor), labels=[label]
-        )
-        for entity, row in rows.items():
-            gauge.add_metric([entity], float(frame.gauges[row, column]))
-        yield gauge
+    families: dict[str, Metric] = {}
+    columns = (
+        (CounterMetricFamily, frame.schema.counters, frame.counters),
+        (GaugeMetricFamily, frame.schema.gauges, frame.gauges),
+    )
+    for kind, metrics, values in columns:
+        for column, metric in enumerate(metrics):
+            name = metric_name(sensor, metric.name.removesuffix("_total"), metric.unit)
+            if name not in families:
+                labels = [label, *(key for key, _ in metric.labels)]
+                families[name] = kind(name, _help(metric, sensor), labels=labels)
+            own = [value for _, value in metric.labels]
+            for entity, row in rows.items():
+                families[name].add_metric([entity, *own], values[row, column].item())
+    yield from families.values()
     for metric, counts in zip(frame.schema.histograms, frame.histograms, strict=True):
         histogram = HistogramMetricFamily(
             metric_name(sensor, metric.name, metric.unit), _help(metric, sensor), labels=[label]

@@ -292,7 +292,8 @@ async def test_async_attachments_keep_the_namespace_and_free_the_loop(
     async with await attach_xdp_async(empty.programs["empty"], wire.near) as link:
         before = ticks
         await link.update_async(counter.programs["xdp_counter"])
-        assert ticks > before + 10
+        # A call that blocks the loop lets it turn not once; how often it turns depends on the kernel's wait.
+        assert ticks > before
         assert link.program_id == counter.programs["xdp_counter"].id
     assert read_xdp(wire.near) is None  # in a running loop, too
     held = await attach_xdp_netlink_async(empty.programs["empty"], wire.near)

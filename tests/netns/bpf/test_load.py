@@ -15,6 +15,7 @@ import pytest
 from mapek.bpf import LoadedObject, ObjectSpec, RingBuffer, create_map, load, load_async, object_path, probe
 from mapek.bpf.features import FEATURES, Answer
 from mapek.errors import FeatureError, ObjectError, PrivilegeError, VerifierError
+from tests.support import machine
 
 ROOT = Path(__file__).parents[3]
 EMPTY = ObjectSpec.read(object_path("empty"))
@@ -34,7 +35,7 @@ def with_instruction(*instruction: int) -> ObjectSpec:
         ((0xBF, 0x32, 0, 0), VerifierError, "R3 !read_ok"),
         ((0x61, 0x10, 4096, 0), VerifierError, "invalid bpf_context access off=4096 size=4"),
         ((0x05, 0, -1, 0), VerifierError, "infinite loop|back-edge|unreachable"),
-        ((0x85, 0, 0, 99999), FeatureError, "invalid func unknown#99999.*it needs a kernel newer than 6.2"),
+        ((0x85, 0, 0, 99999), FeatureError, "invalid func unknown#99999.*it needs a kernel newer than 6.18"),
     ],
 )
 def test_the_verifiers_lines(instruction: tuple[int, ...], kind: type[Exception], says: str):
@@ -45,6 +46,16 @@ def test_the_verifiers_lines(instruction: tuple[int, ...], kind: type[Exception]
     assert "program empty" in text
     if isinstance(caught.value, VerifierError):
         assert "processed" in caught.value.log
+
+
+def test_a_program_for_newer_kernels_says_which():
+    spec = ObjectSpec.read(object_path("link_watch"))
+    if machine.has("bpf_timer"):
+        with load(spec, programs=["stamp"]) as loaded:
+            assert list(loaded.programs) == ["stamp"]
+    else:
+        with pytest.raises(FeatureError, match=r"program stamp.*it needs kernel 5\.1[35]"):
+            load(spec, programs=["stamp"])
 
 
 def test_nothing_is_left_after_a_failure():
@@ -203,8 +214,6 @@ def test_only_ring_buffers_are_read_as_such(counter: LoadedObject):
 
 
 def test_probes_answer_on_this_kernel():
-    from tests.support import machine
-
     answers = {name: probe(name) for name in FEATURES}
     assert Answer.UNKNOWN not in answers.values()
     assert (answers["btf"] is Answer.YES) == machine.has("btf")
@@ -250,4 +259,29 @@ def test_a_missing_capability_is_named(held: tuple[str, ...], missing: list[str]
         assert f": {' and '.join(missing)} missing; " in first
     else:
         assert first == "loaded"
-    assert probes == ("unknown unknown" if "bpf" not in held else "yes yes")
+    known = " ".join("yes" if machine.has(name) else "no" for name in ("bpf_timer", "tcx"))
+    assert probes == ("unknown unknown" if "bpf" not in held else known)
+
+
+LOCKED = """
+import resource
+from mapek.bpf import create_map
+from mapek.errors import MapekError
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+try:
+    create_map("hash", 4, 4, 100_000)
+    print("made")
+except MapekError as error:
+    print(error)
+"""
+
+
+def test_a_limit_of_locked_memory_is_named_where_the_kernel_has_one():
+    command = ["setpriv", "--bounding-set=-sys_resource", sys.executable, "-c", LOCKED]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if machine.kernel() >= (5, 11):
+        assert done.stdout == "made\n"
+    else:
+        assert "not permitted although no capability is missing; raise RLIMIT_MEMLOCK" in done.stdout

@@ -47,7 +47,7 @@ def test_effective_capabilities_are_those_of_proc():
         (errno.EINVAL, "tcx, kernel 6.6", FeatureError, "it needs tcx, kernel 6.6"),
         (errno.EOPNOTSUPP, "x", FeatureError, "ENOTSUP"),
         (errno.ENOSYS, "", FeatureError, "no bpf"),
-        (errno.ENOMEM, "", AttachError, "MEMLOCK"),
+        (errno.ENOMEM, "", AttachError, "out of memory; free some"),
         (errno.EBUSY, "", AttachError, "in use"),
         (errno.EPERM, "", PrivilegeError, ""),
         (errno.EIO, "", DegradedError, "Input/output"),
@@ -126,12 +126,21 @@ def test_every_binding_is_fully_typed():
     [
         ("invalid func unknown#169", "kernel 5.15"),
         ("invalid func unknown#181", "kernel 5.17"),
-        ("invalid func unknown#9999", "a kernel newer than 6.2"),
+        ("invalid func unknown#9999", "a kernel newer than 6.18"),
         ("program of this type cannot use helper bpf_timer_init#169", ""),
         ("R0 !read_ok", ""),
     ],
 )
 def test_unknown_helpers_name_a_kernel(line: str, version: str):
+    assert features.version_of_complaint(line) == version
+
+
+@pytest.mark.parametrize(
+    ("running", "version"), [((5, 10), "kernel 5.13 for functions as callbacks"), ((5, 13), ""), ((6, 1), "")]
+)
+def test_a_callback_names_a_kernel(monkeypatch: pytest.MonkeyPatch, running: tuple[int, int], version: str):
+    monkeypatch.setattr(features, "kernel_version", lambda: running)
+    line = "number of funcs in func_info doesn't match number of subprogs"
     assert features.version_of_complaint(line) == version
 
 

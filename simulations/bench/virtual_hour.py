@@ -1,0 +1,136 @@
+"""Section `virtual-hour`: an hour of virtual time with the same loss on both paths, through the real loop.
+
+Whatever switches here is a false alarm. An hour is cut in parts with seeds of their own, one process each, as
+many at a time as there are cores: parts begin with all paths well, as an hour does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from mapek.errors import PermanentError
+from mapek.simulations.bench.plan import Budget
+from mapek.simulations.bench.targets import Row
+from mapek.simulations.process import child_environment, end
+
+PERCENTS: Final = (0.1, 1.0, 2.0)
+PARTS: Final = 4
+WARM_UP_S: Final = 10.0
+"""Until the paths are known and the first route lies; not counted."""
+
+WALL_S: Final = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """What happened in `seconds` of virtual time, which took `wall_s`; `reasons` has one word per switch."""
+
+    seconds: float
+    switches: int
+    inquiries: int
+    suspicions: int
+    cleared: int
+    wall_s: float
+    reasons: tuple[str, ...] = ()
+
+
+async def run_part(percent: float, seconds: float, seed: int) -> Quiet:
+    """One node with two paths that both lose `percent` %, at the fast profile's rate."""
+    from mapek.analyzers.path_health import PathHealth
+    from mapek.config.settings import PROFILES
+    from mapek.loop import Decision
+    from mapek.model import Event, Frame, Symptom
+    from mapek.policies.link_failover import LinkFailover
+    from mapek.simulations.radio import Loss
+    from mapek.simulations.virtual_mesh import VirtualLink, VirtualMesh, two_links
+
+    fast, verdicts = PROFILES["fast"], list[str]()
+
+    def tap(now_ns: int, item: Frame | Event | Decision) -> None:
+        if isinstance(item, Symptom) and not item.cleared:
+            verdicts.append(item.kind)
+
+    # Of 100 probes `percent` are lost, on the way there and on the way back alike.
+    one_way = 1 - (1 - percent / 100) ** 0.5
+    links = {f"b/l{k}": VirtualLink(Loss(one_way), Loss(one_way)) for k in range(2)}
+    analyzers, policies = [PathHealth(fast["path_health"])], [LinkFailover({})]
+    start = time.monotonic()
+    async with VirtualMesh(
+        two_links(), analyzers, policies, links, fast["link_watch"], seed=seed, tap=tap
+    ) as mesh:
+        await mesh.run(WARM_UP_S)
+        tally, moves = mesh.loop.tally, len(mesh.routes.moves)
+        if not moves:
+            raise PermanentError("run", "virtual mesh", "no route was laid in the warm-up", "see its tests")
+        names = ("inquiries", "suspicions", "cleared_suspicions")
+        before = [tally.total(name) for name in names]
+        verdicts.clear()
+        await mesh.run(seconds)
+        inquiries, suspicions, cleared = (
+            tally.total(name) - n for name, n in zip(names, before, strict=True)
+        )
+        switches = len(mesh.routes.moves) - moves
+    wall = time.monotonic() - start
+    return Quiet(seconds, switches, inquiries, suspicions, cleared, wall, tuple(verdicts))
+
+
+async def measure(budget: Budget) -> list[Row]:
+    """Switches, suspicions, inquiries and the wall time for each rate of loss."""
+    seats = asyncio.Semaphore(len(os.sched_getaffinity(0)))
+    seconds = budget.virtual_s / PARTS
+
+    async def seated(percent: float, part: int) -> Quiet:
+        async with seats:
+            return await _in_child(percent, seconds, budget.seed * PARTS + part)
+
+    rows: list[Row] = []
+    for percent in PERCENTS:
+        start = time.monotonic()
+        parts = await asyncio.gather(*(seated(percent, part) for part in range(PARTS)))
+        rows += _rows(percent, parts, time.monotonic() - start)
+    return rows
+
+
+def _rows(percent: float, parts: list[Quiet], wall_s: float) -> list[Row]:
+    title = f"{sum(part.seconds for part in parts) / 60:g} min at {percent:g} % on both paths"
+    said = [word for part in parts for word in part.reasons]
+    verdicts = ", ".join(f"{said.count(word)} x {word}" for word in sorted(set(said)))
+    suspicions = sum(part.suspicions for part in parts)
+    cleared = sum(part.cleared for part in parts)
+    inquiries = sum(part.inquiries for part in parts)
+    return [
+        Row(f"{title}: switches", sum(part.switches for part in parts), "", 0, verdicts),
+        Row(f"{title}: suspicions", suspicions, "", None, f"{cleared} of them refuted"),
+        Row(f"{title}: inquiries", inquiries),
+        Row(f"{title}: wall time", round(wall_s, 1), "s", WALL_S, f"in {PARTS} parts"),
+    ]
+
+
+async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mapek.simulations.bench.virtual_hour", str(percent), str(seconds), str(seed)),
+        stdout=PIPE,
+        stderr=PIPE,
+        env=child_environment(),
+    )
+    try:
+        output, said = await process.communicate()
+    finally:
+        await end(process)
+    if process.returncode:
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
+        raise PermanentError("run", f"virtual time at {percent:g} %", last[0], "run it by hand")
+    found = json.loads(output)
+    return Quiet(**{**found, "reasons": tuple(found["reasons"])})
+
+
+if __name__ == "__main__":
+    _percent, _seconds, _seed = sys.argv[1:]
+    print(json.dumps(asdict(asyncio.run(run_part(float(_percent), float(_seconds), int(_seed))))))

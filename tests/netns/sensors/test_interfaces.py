@@ -1,0 +1,233 @@
+"""link_watch and xdp_counter while interfaces come and go, and where there is something in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
+from mapek.errors import AttachError, ConfigError, DegradedError
+from mapek.model import Entity, Event
+from mapek.sensors.link_watch import LinkWatch
+from mapek.sensors.xdp_counter import XdpCounter
+from tests.netns.sensors.neighbour import Node, neighbour, topology
+from tests.netns.sensors.wires import run
+
+
+@pytest.fixture
+def other(space, spec):
+    with neighbour(space, spec) as found:
+        yield found
+
+
+def link(kind: str, name: str) -> Event:
+    return Event(1, Entity("link", name, socket.if_nametoindex(name) if kind != "link.gone" else 0), kind)
+
+
+def programs(name: str) -> int:
+    """How many programs tc runs on an interface."""
+    found = run(f"bpftool net show dev {name}")
+    return sum(f"{name}(" in line for line in found.partition("tc:")[2].splitlines())
+
+
+async def test_deleted_and_made_again(other):
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    try:
+        await watch.open(node.surroundings)
+        await node.until(lambda: (other.states[:2]["reflected"] > 20).all())
+        run("ip link del l0")
+        watch.on_event(link("link.gone", "l0"))
+        await node.heard("path.silent")
+        assert any("l0: the interface is gone" in word for word in watch.status().degraded)
+        other.states[0]["reflected"] = 0
+        other.lay(0)
+        # the kernel says both, one after the other, and says that it has an address
+        for kind in ("link.new", "link.up", "address.new"):
+            watch.on_event(link(kind, "l0"))
+        await node.settled()
+        back = await node.heard("path.back")
+        assert back.entity.name == "b/l0"
+        assert (programs("l0"), programs("l1")) == (1, 1)
+        assert watch.status().degraded == ()
+        # stamped once: the numbers that the neighbour saw go up by one with each probe that it answered
+        row = other.states[0]
+        first, seen = int(row["peer_newest"]), int(row["reflected"])
+        await node.until(lambda: row["reflected"] >= seen + 50)
+        assert abs((int(row["peer_newest"]) - first) - (int(row["reflected"]) - seen)) <= 1
+        assert node.kinds() == ["path.silent", "path.back"]
+    finally:
+        await node.close(watch)
+
+
+async def test_down_and_up(other):
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    try:
+        await watch.open(node.surroundings)
+        await node.until(lambda: (other.states[:2]["reflected"] > 20).all())
+        watch.read()
+        run("ip link set l0 down")
+        await node.until(lambda: any("probe b/l0" in word for word in watch.status().degraded))
+        run("ip link set l0 up")
+        seen = int(other.states[0]["reflected"])
+        await node.until(lambda: other.states[0]["reflected"] > seen + 20)
+        watch.read()
+        await node.until(lambda: watch.status().degraded == ())
+        assert node.kinds("b/l1") == []
+    finally:
+        await node.close(watch)
+
+
+async def test_waits_for_an_interface_and_for_an_address(other):
+    run("ip link del l0")
+    node = Node(topology())
+    with pytest.raises(AttachError, match="watch l0: there is no such interface; .*wait"):
+        await LinkWatch({"pin": "no"}).open(node.surroundings)
+    watch = LinkWatch({"pin": "no", "wait": True, "interval_ms": 2.0})
+    try:
+        await watch.open(node.surroundings)
+        assert list(watch.status().attached) == ["l1"]
+        other.lay(0)
+        watch.on_event(link("link.up", "l0"))
+        await node.settled()
+        assert set(watch.status().attached) == {"l0", "l1"}
+        await node.until(lambda: other.states[0]["reflected"] > 5)
+    finally:
+        await node.close(watch)
+
+
+@pytest.mark.parametrize(
+    ("mode", "told"), [("native", "xdp native"), ("generic", "xdp generic"), ("tc", "tc tcx"), ("auto", "xdp native")]
+)
+async def test_modes(other, mode, told):
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no", "mode": mode})
+    try:
+        await watch.open(node.surroundings)
+        assert all(word.startswith(told) for word in watch.status().attached.values())
+        xdp = read_xdp(socket.if_nametoindex("l0"))
+        assert (xdp.mode if xdp else "tc") == told.split()[-1].replace("tcx", "tc")
+        await node.until(lambda: watch.status().counts["answered"] > 20)
+        other.probe(0, 1)
+        await node.until(lambda: watch.status().counts["reflected"] == 1)
+    finally:
+        await node.close(watch)
+    assert read_xdp(socket.if_nametoindex("l0")) is None
+    assert programs("l0") == programs("l1") == 0
+
+
+@pytest.mark.parametrize("make", [LinkWatch, XdpCounter])
+async def test_a_foreign_program_stays(other, make):
+    node = Node(topology())
+    index = socket.if_nametoindex("l0")
+    with load(ObjectSpec.read(object_path("empty"))) as loaded:
+        with attach_xdp(loaded.programs["empty"], index):
+            before = read_xdp(index)
+            touchpoint = make({"interfaces": ["l0"]} if make is XdpCounter else {"pin": "no"})
+            with pytest.raises(AttachError) as raised:
+                await touchpoint.open(node.surroundings)
+            assert read_xdp(index) == before
+            await node.close(touchpoint)
+            assert read_xdp(index) == before
+        assert f"id {before.program_id}" in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert read_xdp(socket.if_nametoindex("l1")) is None
+    assert programs("l0") == programs("l1") == 0
+
+
+async def test_a_pin_without_a_bpffs(other, monkeypatch, tmp_path):
+    monkeypatch.setattr("mapek.sensors.link_watch_kernel.BPFFS", tmp_path)
+    node, watch = Node(topology()), LinkWatch({"pin": "yes"})
+    try:
+        with pytest.raises(DegradedError, match="no writable bpffs; mount -t bpf"):
+            await watch.open(node.surroundings)
+    finally:
+        await watch.close()
+    watch = LinkWatch({"pin": "auto"})
+    try:
+        await watch.open(node.surroundings)
+        assert [word for word in watch.status().degraded if "does not outlive" in word]
+    finally:
+        await node.close(watch)
+
+
+async def test_the_counter_counts_what_arrives(other):
+    node, counter = Node(topology()), XdpCounter({"interfaces": ["l0", "l1"], "sample_every": 1})
+    try:
+        await counter.open(node.surroundings)
+        before = counter.read()
+        for seq in range(1, 6):
+            other.probe(0, seq)
+        names = [(metric.name, metric.unit, dict(metric.labels)) for metric in before.schema.counters]
+
+        def moved():
+            change = counter.read().counters - before.counters
+            return {
+                (row, *names[column][:2], names[column][2]["family"], names[column][2]["protocol"]): int(value)
+                for row, line in enumerate(change.tolist())
+                for column, value in enumerate(line)
+                if value and names[column][2]["family"] == "ipv4"
+            }
+
+        await node.until(lambda: len(moved()) == 2)
+        await node.until(lambda: moved()[0, "receive", "packets", "ipv4", "udp"] == 5)
+        assert moved() == {(0, "receive", "packets", "ipv4", "udp"): 5, (0, "receive", "bytes", "ipv4", "udp"): 570}
+        await node.until(lambda: sum(event.fields["family"] == "ipv4" for event in node.events) == 5)
+        samples = [event for event in node.events if event.fields["family"] == "ipv4"]
+        assert [event.fields["bytes"] for event in samples] == [114] * 5
+        assert {event.entity for event in samples} == {Entity("link", "l0", socket.if_nametoindex("l0"))}
+    finally:
+        await node.close(counter)
+
+
+async def test_the_counter_follows_its_interface(other):
+    node, counter = Node(topology()), XdpCounter({})
+    try:
+        await counter.open(node.surroundings)
+        run("ip link del l0")
+        counter.on_event(link("link.gone", "l0"))
+        assert any("l0: the interface is gone" in word for word in counter.status().degraded)
+        other.lay(0)
+        for kind in ("link.new", "link.up"):
+            counter.on_event(link(kind, "l0"))
+        await node.settled()
+        assert counter.status().attached == {"l0": "xdp native", "l1": "xdp native"}
+        for seq in range(1, 4):
+            other.probe(0, seq)
+        await node.until(lambda: counter.read().counters.max() >= 3)
+        assert {entity.generation for entity in counter.read().entities} == {
+            socket.if_nametoindex("l0"), socket.if_nametoindex("l1")
+        }  # fmt: skip
+    finally:
+        await node.close(counter)
+
+
+async def test_both_share_an_interface(other):
+    """The counter comes before the reflector in the chain; taking one off leaves the other."""
+    node = Node(topology())
+    counter, watch = XdpCounter({}), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    try:
+        await asyncio.gather(counter.open(node.surroundings), watch.open(node.surroundings))
+        await node.until(lambda: watch.status().counts["answered"] > 20)
+        assert counter.read().counters.sum() > 20
+        await counter.close()
+        answered = watch.status().counts["answered"]
+        await node.until(lambda: watch.status().counts["answered"] > answered + 20)
+    finally:
+        await node.close(counter, watch)
+    assert read_xdp(socket.if_nametoindex("l0")) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "word"),
+    [
+        (LinkWatch, {"mode": "offload"}, "mode"),
+        (LinkWatch, {"interval_ms": 0.1}, "interval_ms"),
+        (LinkWatch, {"pin": True}, "pin"),
+        (XdpCounter, {"interfaces": "l0"}, "interfaces"),
+        (XdpCounter, {"sample_every": -1}, "sample_every"),
+    ],
+)
+def test_wrong_options(make, options, word):
+    with pytest.raises(ConfigError, match=word):
+        make(options)
