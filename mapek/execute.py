@@ -1,8 +1,8 @@
 """Execute: carries out plans through the touchpoints, and says what came of them as events.
 
-"plan.acted" (planned_ns, acked_ns, changed) or "plan.failed" (why, undone) enter the loop like any other input,
-so a recording holds them and a replay needs no effector. The journal is told before the first step and after the last;
-its disk is never waited for: what a crash loses of it is found again by reading the kernel back.
+"plan.acted" (planned_ns, acked_ns, changed) or "plan.failed" (why, undone) enter the loop like any input,
+so a recording holds them and a replay needs no effector. The journal is told before the first step and
+after the last; its disk is never waited for: what a crash loses of it is found by reading the kernel back.
 """
 
 from __future__ import annotations

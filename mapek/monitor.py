@@ -66,7 +66,7 @@ class Monitor:
         self._clock, self._knowledge, self._supervision, self._feed = clock, knowledge, supervision, feed
 
     async def start(self) -> dict[str, MapekError]:
-        """Open all touchpoints, in the order given; returns what failed, which is being retried from now on."""
+        """Open all touchpoints, in the order given; returns what failed and is being retried from now on."""
         failed = {}
         for name, watched in self.watched.items():
             if error := await self._open(watched):
@@ -157,8 +157,8 @@ class Monitor:
     async def stop(self) -> None:
         """Close all touchpoints, the last opened first.
 
-        Neither an error of one nor being cancelled meanwhile keeps the others open: whoever was cancelled while
-        it closed is closed once more.
+        Neither an error of one nor being cancelled meanwhile keeps the others open: who was cancelled while
+        closing is closed once more.
         """
         cancelled: asyncio.CancelledError | None = None
         for watched in reversed(list(self.watched.values())):

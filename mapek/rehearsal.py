@@ -45,6 +45,7 @@ class _Stage:
             "sent": tuple(8 for _ in names),
             "answered": answered,
             "last_answer_ns": tuple(now if some else 0 for some in answered),
+            "round_trip_ns": tuple(100_000 for _ in names),
             "ever": tuple(True for _ in names),
         }
         self.loop.feed(Event(now, inquiry.entity, "inquiry.answer", fields))

@@ -1,8 +1,8 @@
 """link_failover: keep each peer's traffic on the best path that answers.
 
 A dead or lossy path in use is left at once, for a path with positive evidence and for no other. Going back to
-the preferred path is voluntary and waits for a hold-down that doubles with each return that did not last, until
-one has. What the kernel or somebody else changed is laid anew, and what failed is tried again.
+the preferred path is voluntary and waits for a hold-down that doubles with each return that did not last,
+until one has. What the kernel or somebody else changed is laid anew, and what failed is tried again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class LinkFailover(Policy):
 
     def __init__(self, options: Options) -> None:
         self._hold_ns = int(take(options, "hold_down_s", float, 5.0, minimum=0.1, maximum=3600.0) * 1e9)
-        self._hold_max_ns = int(take(options, "hold_down_max_s", float, 60.0, minimum=0.1, maximum=86_400.0) * 1e9)
+        hold_max_s = take(options, "hold_down_max_s", float, 60.0, minimum=0.1, maximum=86_400.0)
+        self._hold_max_ns = int(hold_max_s * 1e9)
         self._settle_ns = int(take(options, "settle_ms", float, 500.0, minimum=1.0, maximum=60_000.0) * 1e6)
         self._touchpoint = take(options, "touchpoint", str, "netlink")
         if self._hold_max_ns < self._hold_ns:
@@ -127,7 +128,14 @@ class LinkFailover(Policy):
         return next(iter(sound or candidates), None)
 
     def _move(
-        self, peer: Peer, path: str, reason: str, now_ns: int, *, urgent: bool = False, action: str = "use_path"
+        self,
+        peer: Peer,
+        path: str,
+        reason: str,
+        now_ns: int,
+        *,
+        urgent: bool = False,
+        action: str = "use_path",
     ) -> Plan:
         held = self._held[peer.name]
         held.moving, held.returning = path, ""

@@ -85,6 +85,11 @@ class Hooks:
             return ""
         return hook.dispatcher.mode if hook.dispatcher.alive else "gone"
 
+    def taken_over(self, ifindex: int) -> bool:
+        """Did the chain run before us, kept by its pin?"""
+        hook = self._hooks.get(ifindex)
+        return hook is not None and hook.dispatcher.taken_over
+
     async def leave(self, ifindex: int, slot: str, *, keep: bool = False) -> None:
         """Take the member off. With `keep` it stays in the (pinned) chain and outlives this process."""
         async with self._lock:

@@ -34,7 +34,7 @@ class PathInquiry:
     """ "probe_paths": `count` probes on every path of a peer at once; answered when `within_ns` is over.
 
     The answer's tuples run over the paths of the peer: names, probes sent and answered, when the last answer came
-    (any answer, 0: never), and whether there ever was one. `late_ns` is by how much we were late ourselves.
+    (any answer, 0: never), how long the newest took, and whether there ever was one. `late_ns` is by how much we were late ourselves.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class PathInquiry:
             "sent": tuple(end - first for first, end in zip(self._first, ends, strict=True)),
             "answered": tuple(answered),
             "last_answer_ns": tuple(table.last_answer_ns(index) for index in self._indices),
+            "round_trip_ns": tuple(table.round_trip_ns(index) for index in self._indices),
             "ever": tuple(table.ever_answered(index) for index in self._indices),
         }
         self._forget(self._inquiry.id, None)

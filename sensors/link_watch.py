@@ -132,6 +132,8 @@ class LinkWatch(Touchpoint):
         """An interface that comes back is heard of several times; it must get one stamper only."""
         self._asked: dict[str, PathInquiry | RouteInquiry] = {}
         self._targets: dict[int, Target] = {}
+        self._served = False
+        """Has a loop run with it? A start that was refused must leave nothing attached."""
         self._bursts: dict[tuple[str, str, int], Batches] = {}
         """Prepared once per peer: encoding them takes longer than sending them."""
 
@@ -189,7 +191,8 @@ class LinkWatch(Touchpoint):
         attached, self._attached = self._attached, {}
         self._targets.clear()
         self._missing.clear()
-        await self._kernel.close(attached)
+        served, self._served = self._served, False
+        await self._kernel.close(attached, keep=served)
 
     def on_event(self, event: Event) -> None:
         """Re-attach to an interface that came back; listen for gaps on the paths that traffic takes."""
@@ -216,6 +219,8 @@ class LinkWatch(Touchpoint):
                 for index in known.targets:
                     self._targets.pop(index, None)
                 self._probe_on()
+                for index in known.targets:
+                    self._prober.failed.pop(index, None)
                 await self._kernel.detach(known)
             await self._attach(link.name)
             self._probe_on()
@@ -306,6 +311,7 @@ class LinkWatch(Touchpoint):
         if self._around is None or self._table is None:
             return None
         now = self._around.clock.now_ns()
+        self._served = True
         self._refill(now)
         counters, gauges, buckets = self._table.read(now, len(self._paths))
         for index, path in enumerate(self._paths):

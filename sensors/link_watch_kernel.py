@@ -205,10 +205,10 @@ class Kernel:
             for key in one.keys:
                 self._base.maps["peers"].delete(key)
 
-    async def close(self, attached: Mapping[str, Attachment]) -> None:
-        """Detach from all interfaces; pinned reflectors stay."""
+    async def close(self, attached: Mapping[str, Attachment], *, keep: bool) -> None:
+        """Detach from all interfaces; with `keep` pinned reflectors stay, and so do those that were there before."""
         for one in attached.values():
-            await self.detach(one, keep=True)
+            await self.detach(one, keep=keep or one.hooks.taken_over(one.ifindex))
         if self._ring is not None:
             self._ring.close()
             self._ring = None

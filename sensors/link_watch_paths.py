@@ -122,6 +122,11 @@ class PathTable:
             found += halves[at + 2] == seq & 0xFFFFFFFF and halves[at + 3] != 0
         return found
 
+    def round_trip_ns(self, index: int) -> int:
+        """Of the newest answered probe; 0 before the first answer."""
+        base = index * _HALVES
+        return self._halves[base + _SLOT_HALF + (self._halves[base + _NEWEST] & (WINDOW - 1)) * 4 + 3]
+
     def rearm_gaps(self, index: int) -> None:
         """Let the next gap of this path raise an alarm again."""
         at = index * _HALVES + _MARKS

@@ -216,6 +216,19 @@ class Netlink(Touchpoint):
                 self._doubtful.add(peer)
                 if event.kind in ("link.new", "link.up"):
                     self._stand(routes)
+                    self._lay_again(routes, event.entity.name)
+
+    def _lay_again(self, routes: PeerRoutes, interface: str) -> None:
+        """The kernel flushed the object with its link, and says nothing of it: as it was asked for, once more."""
+        assert self._messenger is not None
+        current = self._current.get(routes.peer.name)
+        over = [path.entity.name for path in routes.peer.paths if path.interface == interface]
+        if current in over and current in routes.whole:
+            try:
+                self._messenger.send(routes.whole[current], "lay again", current)
+                self._counts["repairs"] += 1
+            except NetlinkError:
+                return  # it stays in doubt, and the next move lays it whole
 
     async def act(self, step: Step) -> Applied:
         return self.act_now(step)

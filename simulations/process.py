@@ -93,7 +93,8 @@ async def end(process: Process, *, grace: float = 0.0, keep_pipes: bool = False)
     """
     with contextlib.suppress(ProcessLookupError):
         if process.returncode is None and grace > 0:
-            process.send_signal(signal.SIGTERM)
+            # not send_signal: it polls, and would reap the child before asyncio does
+            os.kill(process.pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await process.wait()

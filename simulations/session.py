@@ -1,7 +1,7 @@
-"""A lab that somebody works in by hand or by script: commands in words, what happens as records.
+"""A lab that somebody works in by hand or by script: commands (session_words) in, records out.
 
-Commands are parsed apart from being done. Records are flat tables of scalars with "type" and "time_ns"
-(CLOCK_MONOTONIC) like those of the agents, whose events pass through with "node" added.
+Records are flat tables of scalars with "type" and "time_ns" (CLOCK_MONOTONIC), like those of the agents,
+whose events pass through with "node" added.
 """
 
 from __future__ import annotations
@@ -10,100 +10,24 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, get_args
+from typing import Final, Self
 
 from mapek.errors import ConfigError, MapekError
 from mapek.simulations.agent import AgentEvent, Mapek, Profile, Scalar
 from mapek.simulations.faults import FLAP, Fault
 from mapek.simulations.lab import Lab
+from mapek.simulations.session_words import HELP, Command, parse
 from mapek.simulations.topology import Topology
 from mapek.simulations.traffic import Traffic, traffic
-from mapek.simulations.wire import Direction, Wire, WireCounts
+from mapek.simulations.wire import Wire, WireCounts
 
 Record = dict[str, Scalar]
 
-HELP: Final = {
-    "drop WIRE [ab|ba]": "lose every frame, both ways or one",
-    "loss WIRE PERCENT [ab|ba]": "lose frames by chance",
-    "carrier WIRE down|up": "take the carrier from both ends, or give it back",
-    "flap WIRE": "silent for 50 ms, fine for 200 ms, and so on",
-    "clear [WIRE]": "end all faults of a wire, or of all",
-    "wait SECONDS": "do nothing for a while; for scripts",
-    "status": "the flow, the wires and what the agents cost",
-    "help": "this",
-    "quit": "close the lab; so do the end of input and Ctrl-C",
-}
-_LONGEST_WAIT_S: Final = 86_400.0
 _SPAN_NS: Final = 500_000_000
+_SHORTEST_NS: Final = 100_000_000
 _LOOK_S: Final = 0.5
 _PATIENCE_S: Final = 10.0
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command: `wire` is empty where none belongs, `value` is percent or seconds."""
-
-    verb: str
-    wire: str = ""
-    direction: Direction = "both"
-    value: float = 0.0
-    up: bool = False
-
-
-def parse(line: str) -> Command | None:
-    """The command on a line; None for an empty line or a comment (#). Raises ConfigError for anything else.
-
-    >>> parse("loss l0 30 ab")
-    Command(verb='loss', wire='l0', direction='ab', value=30.0, up=False)
-    """
-    words = line.partition("#")[0].split()
-    if not words:
-        return None
-    match words:
-        case ["status" | "help" | "quit" as verb]:
-            return Command(verb)
-        case ["clear"]:
-            return Command("clear")
-        case ["clear" | "flap" as verb, wire]:
-            return Command(verb, wire)
-        case ["drop", wire, *rest] if len(rest) < 2:
-            return Command("loss", wire, _direction(rest), 100.0)
-        case ["loss", wire, percent, *rest] if len(rest) < 2:
-            return Command("loss", wire, _direction(rest), _number(percent, 100.0))
-        case ["carrier", wire, "down" | "up" as way]:
-            return Command("carrier", wire, up=way == "up")
-        case ["wait", seconds]:
-            return Command("wait", value=_number(seconds, _LONGEST_WAIT_S))
-    usage = [text for text in HELP if text.split()[0] == words[0]]
-    if usage:
-        raise ConfigError(
-            "read", f"command {line.strip()[:60]!r}", "it lacks or has a word", f"say {usage[0]}"
-        )
-    raise ConfigError("read", f"command {line.strip()[:60]!r}", "there is none of that name", "say help")
-
-
-def _direction(words: list[str]) -> Direction:
-    for known in get_args(Direction):
-        if words == [known]:
-            found: Direction = known
-            return found
-    if words:
-        raise ConfigError(
-            "read", f"direction {words[0][:20]!r}", "there is no such direction", "say ab or ba"
-        )
-    return "both"
-
-
-def _number(word: str, most: float) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= most:
-        raise ConfigError("read", f"number {word[:20]!r}", "it is none or out of range", f"say 0 to {most:g}")
-    return value
 
 
 class Session:
@@ -184,7 +108,7 @@ class Session:
             case "wait":
                 await asyncio.sleep(command.value)
             case "status":
-                self.status()
+                await self.status()
             case "clear" if not command.wire:
                 self._say_fault("cleared_faults", "all", await self._clear_all())
             case "clear":
@@ -193,9 +117,14 @@ class Session:
                 await self._fault(command)
         return True
 
-    def status(self) -> None:
-        """Tell of the flow over the last half second, and of each wire and agent since the last time."""
+    async def status(self) -> None:
+        """Tell of the flow over the last half second, and of each wire and agent since the last time.
+
+        Takes a moment when that was just now: a rate needs some time to be one.
+        """
         assert self._flow is not None
+        soonest = self._counted[0] + _SHORTEST_NS
+        await asyncio.sleep(max(0.0, (soonest - time.monotonic_ns()) / 1e9))
         now = time.monotonic_ns()
         span = min(_SPAN_NS, now - self._opened_ns)
         last = self._flow.arrived_by(now)

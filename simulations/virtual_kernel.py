@@ -77,6 +77,10 @@ class VirtualTable:
     def answered_between(self, index: int, first: int, end: int) -> int:
         return self._paths[index].answered_between(first, end, self._clock.now_ns())
 
+    def round_trip_ns(self, index: int) -> int:
+        path = self._paths[index]
+        return path.rtt_ns if path.answered(self._clock.now_ns()) else 0
+
     def rearm_gaps(self, index: int) -> None:
         self._paths[index].missing = False
 

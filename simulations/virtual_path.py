@@ -215,7 +215,12 @@ class VirtualPath:
                     for seq in range(base + 1, base + count + 1)
                     if seq not in lost and (every or seq == base + 1 or seq - 1 in lost)
                 ]
-                self._clock.call_at(due, lambda: [self._answered(seq, now, due) for seq in firsts])
+
+                def arrive() -> None:
+                    for seq in firsts:
+                        self._answered(seq, now, due)
+
+                self._clock.call_at(due, arrive)
         if lost and self._interval_ns and self._start_ns >= 0:
             self._await_answer(self._steady(now))
         if lost:

@@ -30,7 +30,7 @@ BURST: Final = 8
 
 MONTH_S: Final = 30 * 86_400
 QUIET_BURSTS: Final = 14
-"""Bursts in a row without a loss that end an inquiry about loss: 112 probes, clean once in 300 at 5 % loss."""
+"""Bursts in a row without a loss that end an inquiry about it: 112 probes, clean once in 300 at 5 % loss."""
 
 RECOVERY_BURSTS: Final = 3
 """Bursts without a loss that make a dead path well again."""
@@ -183,10 +183,10 @@ class PathHealth(Analyzer):
         yield from self._somebody(peer, event)
         for name, path in peer.paths.items():
             if path in alive:
-                yield from self._lives(path, event, answer.missing(name))
+                yield from self._lives(path, event, answer.missing(name), answer.round_trip_ns[name])
             elif path.state in ("well", "gray"):
                 yield from self._died(path, alive, answer, event)
-        again = any(path.state == "dead" for path in alive)
+        again = any(path.state in ("dead", "unknown") for path in alive)
         for path in alive:
             if path.lossy and path.state == "well":
                 yield from self._weigh(path, alive, answer, event)
@@ -232,8 +232,11 @@ class PathHealth(Analyzer):
             said, peer.said = peer.said, ""
             yield Symptom(peer.entity, said, 0.0, event.time_ns, event.time_ns, cleared=True)
 
-    def _lives(self, path: PathState, event: Event, missing: int) -> Iterator[Finding]:
+    def _lives(self, path: PathState, event: Event, missing: int, round_trip_ns: int) -> Iterator[Finding]:
         path.ever = True
+        if not path.rtts_ns:
+            # before the first frame that knows, the slowest answer so far stands for the percentile
+            path.rtt_p99_ns = max(path.rtt_p99_ns, round_trip_ns)
         yield from self._settle_suspicion(path, event.time_ns)
         if path.state not in ("dead", "unknown"):
             return
@@ -363,7 +366,8 @@ class PathHealth(Analyzer):
 
     def _slow(self, peer: PeerState, deltas: dict[str, tuple[int, int]], time_ns: int) -> Iterator[Finding]:
         """Steady probes of the last second, for losses too small to show in bursts."""
-        well = [p for p in peer.paths.values() if p.state == "well" and not p.silent and p.entity.name in deltas]
+        paths = peer.paths.values()
+        well = [p for p in paths if p.state == "well" and not p.silent and p.entity.name in deltas]
         if len(well) < 2:
             return
         for path in well:

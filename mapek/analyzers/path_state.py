@@ -29,7 +29,7 @@ class PathState:
     onset_ns: int = 0
     """Of the present silence: send time of the last answered probe."""
     rtt_p99_ns: int = 0
-    """Median of the last frames' values: one second of a machine that stalls must not slow the next verdicts."""
+    """Median of the last frames: one second of a machine that stalls must not slow the next verdicts."""
     rtts_ns: deque[int] = field(default_factory=lambda: deque(maxlen=FRAMES))
     loss_since_ns: int = 0
     """First missing probe of the loss that is being looked into."""
@@ -47,8 +47,8 @@ class PathState:
     """There was an answer once."""
     suspected: bool = False
     missed: float = 0.0
-    """Share of probes lost in the last bursts, and of the steady ones in the last seconds: they choose whom a path
-    is compared with. The counts of the present moment must not: the best of several is better than any one."""
+    """Share of probes lost in the last bursts (`lost`: of the steady ones, in the last seconds): it chooses
+    whom a path is compared with. The present counts must not: the luckiest of several is better than any."""
     lost: float = 0.0
 
 
@@ -81,6 +81,7 @@ class Answer:
     sent: Mapping[str, int] = field(default_factory=dict)
     answered: Mapping[str, int] = field(default_factory=dict)
     last_answer_ns: Mapping[str, int] = field(default_factory=dict)
+    round_trip_ns: Mapping[str, int] = field(default_factory=dict)
     ever: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -98,7 +99,8 @@ class Answer:
             return dict(zip(names, numbers(name), strict=True))
 
         asked, late = number(event, "asked_ns"), number(event, "late_ns")
-        return cls(asked, late, table("sent"), table("answered"), table("last_answer_ns"), table("ever"))
+        tables = (table(name) for name in ("sent", "answered", "last_answer_ns", "round_trip_ns", "ever"))
+        return cls(asked, late, *tables)
 
     def missing(self, name: str) -> int:
         """Probes on this path without an answer."""

@@ -1,10 +1,10 @@
 """Does this path lose more than that one? Sequential tests with a stated budget of false alarms.
 
 Both tests are e-detectors (Shin, Ramdas, Rinaldo: "E-detectors: a nonparametric framework for sequential
-change detection", 2022) of the CUSUM kind: evidence multiplies, never falls below one, and alarms at `1/alpha`;
-then the mean number of updates to a false alarm is at least `1/alpha`, whatever the loss rates are, as long as
-this path loses no more than the other. They compare what happened at the same time, so loss that befalls both
-paths, however sudden, is no evidence.
+change detection", 2022) of the CUSUM kind: evidence multiplies, never falls below one, and alarms at
+`1/alpha`; then the mean number of updates to a false alarm is at least `1/alpha`, whatever the losses are,
+as long as this path loses no more than the other and the other was not chosen by the counts in hand.
+They compare what happened at the same time, so loss that befalls both paths, however sudden, is no evidence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def prepare(sent: int) -> None:
 def burst_evidence(here: int, sent_here: int, there: int, sent_there: int, odds: float) -> float:
     """log likelihood ratio of `here` missing of `sent_here`, given how many are missing in all.
 
-    Given their sum, the number missing here is hypergeometric if both paths lose alike, and Fisher's noncentral
-    hypergeometric if the odds differ, so the loss rate itself drops out and the ratio is exact.
+    Given their sum, the number missing here is hypergeometric if both paths lose alike, and Fisher's
+    noncentral hypergeometric if the odds differ, so the loss rate itself drops out and the ratio is exact.
     """
     missing = here + there
     low, high = max(0, missing - sent_there), min(missing, sent_here)
     weights = {
-        k: math.log(math.comb(sent_here, k)) + math.log(math.comb(sent_there, missing - k)) for k in range(low, high + 1)
+        k: math.log(math.comb(sent_here, k)) + math.log(math.comb(sent_there, missing - k))
+        for k in range(low, high + 1)
     }
 
     def log_probability(bias: float) -> float:
@@ -79,14 +80,15 @@ class BurstTest:
         return self.evidence >= self._limit
 
     def reset(self) -> None:
+        """Forget all evidence."""
         self._wealth = [0.0] * len(ODDS)
 
 
 class SlowTest:
     """Steady probes over minutes, for losses too small for bursts.
 
-    It alarms when this path loses more than `ratio` times what the other does, and more than `floor`: both must be
-    shown, each to `alpha`.
+    It alarms when this path loses more than `ratio` times what the other does, and more than `floor`: both
+    must be shown, each to `alpha`.
 
     Args:
         floor: share of probes lost that is not worth a switch.
@@ -123,6 +125,7 @@ class SlowTest:
         return self.evidence >= self._limit
 
     def reset(self) -> None:
+        """Forget all evidence."""
         self._paired = [0.0] * len(ODDS)
         self._above = [0.0] * len(self.RATES)
 

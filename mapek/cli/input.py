@@ -24,7 +24,8 @@ class LinesIn:
         try:
             self._loop.add_reader(fd, self._read)
             self._watched = True
-        except PermissionError:
+        except OSError:
+            # EPERM: it cannot be waited for. EBADF: it was closed, which reading finds out.
             self._watched = False
             while self._read():
                 pass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from mapek.simulations.agent import Profile
     from mapek.simulations.session import Record
     from mapek.simulations.topology import Topology
+
+_STDIN: Final = 0
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -129,11 +132,11 @@ async def _session(topology: Topology, profile: Profile | None, ends: tuple[str,
         life.callback(lambda: tell({"type": "closed", "time_ns": time.monotonic_ns()}))
         async with Session(topology, profile, ends, tell) as session:
             tell({"type": "open", "time_ns": time.monotonic_ns(), "topology": topology.name})
-            entered = LinesIn(sys.stdin.fileno())
+            entered = LinesIn(_STDIN)
             life.callback(entered.close)
             await work(session, entered.lines, failed)
     # At a terminal the person has seen it and gone on.
-    return 2 if wrong and not sys.stdin.isatty() else 0
+    return 2 if wrong and not os.isatty(_STDIN) else 0
 
 
 def _plain(record: Record) -> dict[str, Json]:

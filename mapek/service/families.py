@@ -38,7 +38,7 @@ def of_frame(sensor: str, frame: Frame) -> Iterator[Metric]:
     """A family for each name among a frame's columns; rows that could not be read are left out."""
     rows = _rows(frame)
     label = frame.schema.entity
-    families: dict[str, Metric] = {}
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
     columns = (
         (CounterMetricFamily, frame.schema.counters, frame.counters),
         (GaugeMetricFamily, frame.schema.gauges, frame.gauges),

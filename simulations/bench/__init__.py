@@ -1,8 +1,8 @@
 """The bench: every number that is claimed, measured again, each section alone or all in less than an hour.
 
-A section prints what it measured beside its target and writes `build/bench/NAME.json` as soon as it is done,
-so a bench that is cut short has still measured what it says. `report.json` joins the campaigns, `summary.json`
-the rows of all sections.
+A section prints what it measured beside its target and writes `build/bench/NAME.json` as soon as it is
+done, so a bench that is cut short has still measured what it says. `report.json` joins the campaigns,
+`summary.json` the rows of all sections.
 """
 
 from mapek.simulations.bench.files import joined

@@ -1,4 +1,4 @@
-"""`python -m mapek.simulations.bench`: `mapek bench` without the command line above it, all sections, as root."""
+"""`python -m mapek.simulations.bench [SECTION ...]`: the bench at full counts, as root."""
 
 import asyncio
 import sys

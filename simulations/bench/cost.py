@@ -1,4 +1,4 @@
-"""Section `agent`: memory and CPU of an agent to which nothing happens, served, scraped and with its journal on disk.
+"""Section `agent`: memory and CPU of an agent to which nothing happens, scraped and with its journal on disk.
 
 The `quiet` sections have the same without a service but beside traffic. Memory is of all processes of an
 agent; pages that the two agents of the lab share count half for each in the PSS.

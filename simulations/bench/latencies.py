@@ -1,4 +1,4 @@
-"""Section `latencies`: from suspicion to verdict to the kernel's answer, over all trials of both silence sections.
+"""Section `latencies`: from suspicion to verdict to the kernel's answer, over both silence sections' trials.
 
 It measures nothing itself: it reads what `silence-fast` and `silence-default` have left in the folder.
 """

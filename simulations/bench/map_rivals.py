@@ -54,7 +54,9 @@ class CReader:
     async def read(self, times: int) -> list[int]:
         """Nanoseconds of each of `times` reads in a row. Raises PermanentError when it ended itself."""
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(b"%d\n" % times)
         line = await process.stdout.readline()
         if not line.strip():

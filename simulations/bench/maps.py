@@ -70,7 +70,7 @@ def reader(found: Map) -> Callable[[], object]:
         view = found.view(np.uint64)
         kept = np.empty_like(view)
         # Through memoryviews, as link_watch does it: numpy's own copy costs more than the bytes.
-        source, target = memoryview(view.reshape(-1)), memoryview(kept.reshape(-1))
+        source, target = view.reshape(-1).data, kept.reshape(-1).data
         return partial(target.__setitem__, slice(None), source)
     return lambda: found.items(np.uint32, np.uint64)
 

@@ -158,9 +158,9 @@ def _repeated(subjects: dict[str, Subject]) -> list[Row]:
     one, most = (_median(took[f"dispatcher, {count} x xdp_counter"]) for count in (1, len(SLOTS)))
     each = round((most - one) / (len(SLOTS) - 1) - counted, 1)
     first = one - _median(took["xdp_counter"])
-    note = "its tail call, with what xdp_counter itself costs taken off"
-    rows.append(Row("dispatcher over none, one program", first, "ns"))
-    rows.append(Row("dispatcher, each further program", each, "ns", None, note))
+    note = "its tail call; what xdp_counter itself costs is taken off"
+    rows.append(Row("dispatcher before one program", first, "ns"))
+    rows.append(Row("dispatcher, cost of each further program", each, "ns", None, note))
     return rows
 
 

@@ -66,7 +66,8 @@ class Section:
         # A gray path has to be well again first: its window of 512 probes empties, then three clean seconds.
         after = {"fast": 4.5, "default": 9.5}.get(self.profile or "", 1.5)
         trials = sum(
-            one.trials * ((one.fault.hold_s or 0) + after if one.fault.gray else silent) for one in self.series
+            one.trials * ((one.fault.hold_s or 0) + after if one.fault.gray else silent)
+            for one in self.series
         )
         return 5.0 + trials + sum(spell.seconds + 1 for spell in self.spells)
 

@@ -1,4 +1,4 @@
-"""Scrape /metrics once a second, as a Prometheus beside the agent does: `scrape PORT SECONDS`; prints one JSON line."""
+"""Scrape /metrics once a second, as Prometheus does: `scrape PORT SECONDS`, at the end one JSON line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ async def main(port: int, seconds: float) -> None:
         begun = time.monotonic()
         size = await scrape(port)
         took.append((time.monotonic() - begun) * 1e3)
-    print(json.dumps({"scrapes": len(took), "bytes": size, "took_ms": sorted(took)[len(took) // 2]}))
+    found = {"scrapes": len(took), "bytes": size, "took_ms": sorted(took)[len(took) // 2]}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,13 @@ async def measure(budget: Budget) -> list[Row]:
         _row("build the loop, first", [_number(first, "loop_ms")]),
         _row("build the loop, again", [_number(part, "loop_ms") for part in again]),
         Row("longest block of the event loop, first", _number(first, "block_ms"), "ms"),
-        Row("longest block of the event loop, all", _number(block, "block_ms"), "ms", None, str(block["block"])),
+        Row(
+            "longest block of the event loop, all",
+            _number(block, "block_ms"),
+            "ms",
+            None,
+            str(block["block"]),
+        ),
     ]
 
 

@@ -1,7 +1,7 @@
 """In a node of the lab: build the loop of a configuration a few times and say how long each part took.
 
-`python -m mapek.simulations.bench.startup_child FILE TIMES`, one JSON line for each time. What blocks the event
-loop is found by timing every callback that it runs.
+`python -m mapek.simulations.bench.startup_child FILE TIMES`, one JSON line for each time. What blocks the
+event loop is found by timing every callback that it runs.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Blocks:
                 if took > self.longest_ns:
                     self.longest_ns, self.what = took, who(handle)
 
-        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        asyncio.Handle._run = timed  # type: ignore[method-assign,assignment]
 
     def reset(self) -> None:
+        """Begin anew."""
         self.longest_ns, self.what = 0, ""
 
 
@@ -76,7 +77,7 @@ async def main(file: str, times: int) -> None:
                 "block": what,
                 "failed": [str(error) for error in loop.failed_at_start.values()],
             }
-        print(json.dumps(record), flush=True)
+        sys.stdout.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from asyncio.subprocess import PIPE
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from mapek.errors import PermanentError
+from mapek.errors import PermanentError, TemporaryError
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.targets import Row
 from mapek.simulations.process import child_environment, end
@@ -26,6 +26,7 @@ WARM_UP_S: Final = 10.0
 """Until the paths are known and the first route lies; not counted."""
 
 WALL_S: Final = 180.0
+PART_WALL_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,24 @@ def _rows(percent: float, parts: list[Quiet], wall_s: float) -> list[Row]:
 
 async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mapek.simulations.bench.virtual_hour", str(percent), str(seconds), str(seed)),
+        *(
+            sys.executable,
+            "-m",
+            "mapek.simulations.bench.virtual_hour",
+            str(percent),
+            str(seconds),
+            str(seed),
+        ),
         stdout=PIPE,
         stderr=PIPE,
         env=child_environment(),
     )
     try:
-        output, said = await process.communicate()
+        async with asyncio.timeout(PART_WALL_S):
+            output, said = await process.communicate()
+    except TimeoutError as error:
+        why = f"not done after {PART_WALL_S:g} s"
+        raise TemporaryError("run", f"virtual time at {percent:g} %", why, "leave it the cores") from error
     finally:
         await end(process)
     if process.returncode:
@@ -133,4 +145,5 @@ async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
 
 if __name__ == "__main__":
     _percent, _seconds, _seed = sys.argv[1:]
-    print(json.dumps(asdict(asyncio.run(run_part(float(_percent), float(_seconds), int(_seed))))))
+    _found = asyncio.run(run_part(float(_percent), float(_seconds), int(_seed)))
+    sys.stdout.write(json.dumps(asdict(_found)) + "\n")

@@ -17,14 +17,14 @@ from typing import Literal
 
 from mapek.bpf import LoadedObject, ObjectSpec, RingBuffer, attach_xdp, load
 from mapek.bpf.maps import ArrayMap
-from mapek.bpf.xdp import XdpLink
+from mapek.bpf.xdp import Mode, XdpLink
 from mapek.clock import RealClock
 from mapek.contracts import Surroundings, Touchpoint
 from mapek.knowledge import Knowledge, Path, Peer, Topology
 from mapek.model import Event
 from mapek.sensors.link_watch_layout import CONFIG, IN_USE, STATE, Alarm, alarm, packed, peer_key
 from mapek.sensors.stamp import session_key
-from tests.netns.sensors.wires import SGRO, STXCSUM, Space, ethtool, run
+from tests.netns.sensors.wires import STXCSUM, Space, ethtool, run
 from tests.support.stamp import frame, payload
 
 SECRET = bytes(range(32))
@@ -44,6 +44,8 @@ class Neighbour:
     home: Space
     loaded: LoadedObject
     family: Family
+    mode: Mode = "native"
+    """A veth end delivers what its peer sent by native XDP_TX only while it has a native program itself."""
     links: dict[int, XdpLink] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,14 +62,12 @@ class Neighbour:
             run(f"ip link set {near} netns /proc/{os.getpid()}/fd/{self.home.fd}")
             ifindex = socket.if_nametoindex(far)
             self._addresses(far, link, 2)
-            self.links[link] = attach_xdp(self.loaded.programs["link_watch"], ifindex, "native")
+            self.links[link] = attach_xdp(self.loaded.programs["link_watch"], ifindex, self.mode)
         self._addresses(near, link, 1)
         self.watch(link, ifindex, address(self.family, link, 2), address(self.family, link, 1))
 
     def _addresses(self, interface: str, link: int, side: int) -> None:
         ethtool(interface, STXCSUM, False)
-        # native XDP_TX towards a veth end needs NAPI there: it has it with a program of its own, or with this
-        ethtool(interface, SGRO, True)
         one = address(self.family, link, side)
         run(f"ip link set {interface} up")
         run(f"ip addr add {one}/{24 if self.family == 'IPv4' else 64} dev {interface}")
@@ -111,12 +111,14 @@ class Neighbour:
 
 
 @contextmanager
-def neighbour(here: Space, spec: ObjectSpec, family: Family = "IPv4") -> Iterator[Neighbour]:
+def neighbour(
+    here: Space, spec: ObjectSpec, family: Family = "IPv4", mode: Mode = "native"
+) -> Iterator[Neighbour]:
     """A neighbour of the calling thread's namespace `here`, over links l0 and l1."""
     space = Space.new()
     try:
         with load(spec, programs={"link_watch"}) as loaded:
-            one = Neighbour(space, here, loaded, family)
+            one = Neighbour(space, here, loaded, family, mode)
             try:
                 for link in (0, 1):
                     one.lay(link)

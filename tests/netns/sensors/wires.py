@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from tests.support.machine import bpf_call
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
-STXCSUM, SGRO = 0x17, 0x2C
-"""ETHTOOL_STXCSUM (whether the stack leaves UDP checksums to the interface) and ETHTOOL_SGRO."""
+STXCSUM = 0x17
+"""ETHTOOL_STXCSUM: whether the stack leaves UDP checksums to the interface."""
 _QUIET = ("ipv6/conf/default/accept_dad", "ipv6/conf/default/router_solicitations")
 
 
@@ -33,6 +35,17 @@ def ethtool(interface: str, command: int, on: bool) -> None:
     request = struct.pack("@16sP", interface.encode(), ctypes.addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, 0x8946, request)
+
+
+def on_tc(interface: str) -> tuple[int, int]:
+    """How many programs tcx runs on an interface, coming in and going out (BPF_PROG_QUERY)."""
+    found = []
+    for attach_type in (46, 47):
+        query = struct.pack("=II", socket.if_nametoindex(interface), attach_type)
+        attr = ctypes.create_string_buffer(query.ljust(64, b"\0"), 64)
+        assert bpf_call(16, attr)[0] == 0
+        found.append(struct.unpack_from("=I", attr.raw, 24)[0])
+    return found[0], found[1]
 
 
 @dataclass

@@ -95,7 +95,7 @@ class Bench:
     def asking(self) -> str:
         return self._peer().asking
 
-    # -- time ------------------------------------------------------------------------------------------------
+    # -- time
 
     def at(self, after_ns: int, call: Callable[[], None]) -> None:
         self._count += 1
@@ -135,7 +135,7 @@ class Bench:
         valid = changes.pop("valid", np.ones(rows, np.bool_))
         self._input(Frame(self.now_ns, SCHEMA, entities, counters, gauges, valid))  # type: ignore[arg-type]
 
-    # -- what goes in and comes out ----------------------------------------------------------------------------
+    # -- what goes in and comes out
 
     def tell(self, kind: str, entity: Entity, /, **fields: Value) -> None:
         self._input(Event(self.now_ns, entity, kind, fields))
@@ -176,10 +176,11 @@ class Bench:
             "sent": (8,) * len(self.wires),
             "answered": tuple(answered),
             "last_answer_ns": tuple(wire.last_answer_ns for wire in self.wires.values()),
+            "round_trip_ns": tuple(100_000 if wire.last_answer_ns else 0 for wire in self.wires.values()),
             "ever": tuple(wire.last_answer_ns > 0 for wire in self.wires.values()),
         }
 
-    # -- what befalls the paths --------------------------------------------------------------------------------
+    # -- what befalls the paths
 
     def die(self, *links: str, alarm: bool = True) -> None:
         """Silent from now on; the watchdog says so a millisecond later."""
@@ -221,7 +222,7 @@ class Bench:
 
         probe()
 
-    # -- what was found ------------------------------------------------------------------------------------------
+    # -- what was found
 
     def said(self) -> list[str]:
         """Suspicions and symptoms in words, with a minus where they are cleared."""

@@ -1,4 +1,4 @@
-"""Silence: suspicion, inquiry, verdict; who is dead, who is gone, who was never there, and who is well again."""
+"""Silence: suspicion, inquiry, verdict; who is dead, gone, was never there, and who is well again."""
 
 import numpy as np
 import pytest
@@ -356,7 +356,13 @@ def test_events_of_others_are_no_concern():
 
 @pytest.mark.parametrize(
     "options",
-    [{"grace_ms": 0.01}, {"grace_ms": "1"}, {"false_switches_per_month": 0}, {"loss_floor": 0.5}, {"never_seen_s": 0}],
+    [
+        {"grace_ms": 0.01},
+        {"grace_ms": "1"},
+        {"false_switches_per_month": 0},
+        {"loss_floor": 0.5},
+        {"never_seen_s": 0},
+    ],
 )
 def test_options_are_checked(options):
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -117,7 +117,8 @@ def test_a_path_known_to_lose_is_offered_only_where_there_is_no_other():
 
 @pytest.mark.parametrize("links", [2, 3, 4])
 @pytest.mark.parametrize(
-    ("share", "seconds"), [(0.001, 200), (0.003, 100), (0.01, 50), (0.02, 30), (0.05, 20), (0.1, 20), (0.3, 10)]
+    ("share", "seconds"),
+    [(0.001, 200), (0.003, 100), (0.01, 50), (0.02, 30), (0.05, 20), (0.1, 20), (0.3, 10)],
 )
 def test_equal_loss_is_no_gray_path(links, share, seconds):
     bench = Bench(links, seed=round(share * 10_000) + links)

@@ -67,7 +67,9 @@ def test_a_rival_chosen_beforehand_keeps_it_and_the_luckiest_afterwards_would_no
     assert broken + 3 * error < 1 / alpha
 
 
-@pytest.mark.parametrize(("loss", "other", "most"), [(0.5, 0.0, 8), (0.3, 0.0, 14), (0.1, 0.0, 50), (0.3, 0.05, 25)])
+@pytest.mark.parametrize(
+    ("loss", "other", "most"), [(0.5, 0.0, 8), (0.3, 0.0, 14), (0.1, 0.0, 50), (0.3, 0.05, 25)]
+)
 def test_the_burst_test_finds_what_differs(loss, other, most):
     rng = np.random.default_rng(4)
 

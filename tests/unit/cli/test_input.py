@@ -80,3 +80,10 @@ async def test_a_line_comes_in_parts():
     finally:
         os.close(fd)
         os.close(write)
+
+
+async def test_a_closed_descriptor_has_no_lines():
+    fd, write = os.pipe()
+    os.close(fd)
+    os.close(write)
+    assert await _all(fd) == []

@@ -25,7 +25,7 @@ def topology(links: int = 2) -> Topology:
 
 
 class Effector(Touchpoint):
-    """Acts at once or after `takes_ns`, and answers probe_route with `proof` after `proof_ns` (None: never)."""
+    """Acts at once or after `takes_ns`; answers probe_route with `proof` after `proof_ns` (None: never)."""
 
     name = "effector"
     period_ns = 0
@@ -175,5 +175,3 @@ def counted(loop: Loop, name: str) -> dict[str, int]:
 
 def step(action: str, undo: str = "", touchpoint: str = "effector") -> Step:
     return Step(touchpoint, action, {}, Step(touchpoint, undo) if undo else None)
-
-

@@ -28,7 +28,13 @@ def test_every_stage_keeps_its_stamp(incidents, told):
     incidents.advance(number, "acted", 10)
     incidents.advance(number, "recovered", 12)
     (last,) = incidents.ended
-    assert (last.onset_ns, last.detected_ns, last.planned_ns, last.acted_ns, last.recovered_ns) == (5, 8, 9, 10, 12)
+    assert (last.onset_ns, last.detected_ns, last.planned_ns, last.acted_ns, last.recovered_ns) == (
+        5,
+        8,
+        9,
+        10,
+        12,
+    )
     assert (last.policy, last.reason, last.state) == ("p", "why", "recovered")
     assert [one.state for one in told] == ["detected", "planned", "acted", "recovered"]
     assert incidents.open == ()

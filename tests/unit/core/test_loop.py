@@ -150,11 +150,13 @@ async def test_the_first_steps_at_once_and_the_rest_in_a_task():
         assert node.incident().acted_ns == START + 2 * MS
 
 
-async def test_a_plan_without_steps_is_no_plan():
-    async with Node([Effector()], [Words()], [Heal()]) as node:
+async def test_a_plan_without_steps_is_said_and_not_carried_out():
+    effector = Effector()
+    async with Node([effector], [Words()], [Heal()]) as node:
         node.say("ill")
         await node.run(SECOND)
-        assert node.decided(Plan) == []
+        assert [plan.reason for plan in node.decided(Plan)] == ["as told"]
+        assert (effector.done, node.loop.tally.total("plans")) == ([], 0)
         assert states(node) == ["detected"]
         node.say("well")
         last = node.incident()

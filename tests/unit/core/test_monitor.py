@@ -60,7 +60,10 @@ async def test_opened_in_order_and_closed_in_reverse_whatever_one_raises():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (AttachError("attach", "wlan0", "it is down", "bring it up"), "attach wlan0: it is down; bring it up"),
+        (
+            AttachError("attach", "wlan0", "it is down", "bring it up"),
+            "attach wlan0: it is down; bring it up",
+        ),
         (PermanentError("attach", "wlan0", "never"), "attach wlan0: never"),
         (KeyError("x"), "open bad: KeyError: 'x'; see the log"),
     ],

@@ -27,7 +27,11 @@ def test_the_same_message_is_logged_once_until_it_changes(supervision, caplog):
 
     for message in ("one", "one", "two", "two", "one"):
         assert supervision.call("p", "default", fail, message) == "default"
-    assert [record.getMessage() for record in caplog.records] == ["p: do it: one", "p: do it: two", "p: do it: one"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "p: do it: one",
+        "p: do it: two",
+        "p: do it: one",
+    ]
     assert all(record.exc_info is None for record in caplog.records)
     supervision.recovered("p")
     supervision.call("p", None, fail, "one")
@@ -71,7 +75,9 @@ async def test_each_step_of_a_coroutine_is_timed_and_the_waiting_is_not(supervis
     assert await supervision.run("p", work()) == "done"
     await other
     assert supervision._tally.total("blocked_loop") == 1
-    assert supervision._tally.histograms["blocked_loop_seconds"][(("plugin", "p"),)].sum == pytest.approx(0.006)
+    assert supervision._tally.histograms["blocked_loop_seconds"][(("plugin", "p"),)].sum == pytest.approx(
+        0.006
+    )
 
 
 async def test_exceptions_timeouts_and_cancellation_reach_the_coroutine(supervision):

@@ -13,9 +13,7 @@ from mapek.policies.link_failover import LinkFailover
 SECOND = 1_000_000_000
 START = 1_000_000 * SECOND
 NODE = Entity("node", "a")
-SCHEMA = Schema(
-    "link_watch", "path", gauges=(Metric("silent"), Metric("answer_age"), Metric("window_loss"))
-)
+SCHEMA = Schema("link_watch", "path", gauges=(Metric("silent"), Metric("answer_age"), Metric("window_loss")))
 
 
 def topology(peers: str, links: int) -> Topology:
@@ -52,7 +50,7 @@ class Road:
         return str(self.knowledge.facts.get(f"active_path/{peer}", "")).removeprefix(f"{peer}/")
 
     def moves(self) -> list[str]:
-        """"action path", a "!" before what is urgent, in order; the list is emptied."""
+        """ "action path", a "!" before what is urgent, in order; the list is emptied."""
         said = [
             f"{'!' if plan.urgent else ''}{plan.steps[0].action} {plan.steps[0].fields['path']}"
             for _, plan in self.plans

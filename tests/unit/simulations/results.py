@@ -27,6 +27,7 @@ def window(
 def trial(fault: Fault, number: int, outage_ms: float, *, family: Family = 4, lost: int = 0) -> TrialResult:
     start = START + number * 1000 * MS
     marks: dict[str, Scalar] = {
+        "entity": "l0",
         "onset_ns": start,
         "detected_ns": start + 2 * MS,
         "planned_ns": start + 2 * MS + 100_000,

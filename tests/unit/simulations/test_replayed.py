@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from mapek.errors import FeatureError
 from mapek.knowledge.topology import Topology
-from mapek.model import Entity, Incident
+from mapek.model import Entity, Incident, IncidentState
 from mapek.simulations.recording import About
 from mapek.simulations.replay import ReplayReport
 from mapek.simulations.replayed import Replayed, document, draw, mttr_ms, table
@@ -18,9 +19,9 @@ MS = 1_000_000
 PATH = Entity("path", "b/l0")
 
 
-def _incident(number: int, state: str, stamps: tuple[int, ...], policy: str = "p") -> Incident:
-    onset, *rest = (stamp * MS for stamp in stamps)
-    return Incident(number, PATH, "path_dead", state, onset, *rest, policy=policy)  # type: ignore[arg-type]
+def _incident(number: int, state: IncidentState, stamps: tuple[int, ...]) -> Incident:
+    onset, detected, planned, acted, recovered = (stamp * MS for stamp in stamps)
+    return Incident(number, PATH, "path_dead", state, onset, detected, planned, acted, recovered, "p")
 
 
 HEALED = _incident(1, "recovered", (100, 102, 103, 104, 106))
@@ -34,7 +35,7 @@ def _replayed(*incidents: Incident) -> Replayed:
 
 
 def test_what_passed_without_an_action_is_no_success():
-    (profile,) = document([_replayed(HEALED, PASSED, LOST)])["profiles"]
+    (profile,) = json.loads(json.dumps(document([_replayed(HEALED, PASSED, LOST)])))["profiles"]
     faults = {fault["name"]: fault for fault in profile["faults"]}
     assert (faults["path_dead"]["trials"], faults["path_dead"]["recovered"]) == (2, 1)
     assert faults["path_dead"]["mttr_ms"]["max"] == 6.0

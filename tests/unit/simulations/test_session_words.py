@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mapek.errors import ConfigError
-from mapek.simulations.session import HELP, Command, parse
+from mapek.simulations.session_words import HELP, Command, parse
 
 
 @pytest.mark.parametrize(
