@@ -163,5 +163,9 @@ class Policy:
         """A plan without a symptom: a voluntary move back, or a state of the kernel to restore."""
         return None
 
+    def unproved(self, plan: Plan, knowledge: Knowledge) -> Plan | None:
+        """A plan of this policy was carried out, but the proof that it expected did not come: what now?"""
+        return None
+
     def on_incident(self, incident: Incident, knowledge: Knowledge) -> None:
         """How a plan of this policy went: called whenever its incident changes state."""

@@ -289,6 +289,8 @@ class Loop:
             self._end(plan_id, repair, "recovered", event.time_ns, "")
         else:
             self._end(plan_id, repair, "unrecovered", event.time_ns, "no proof within the settling time")
+            if plan := self._planner.unproved(repair.plan):
+                self._begin(plan)
 
     def _end(self, plan_id: str, repair: _Repair, outcome: str, at_ns: int, why: str) -> None:
         del self._repairs[plan_id]

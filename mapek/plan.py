@@ -42,6 +42,13 @@ class Planner:
                 plans.append(plan)
         return plans
 
+    def unproved(self, plan: Plan) -> Plan | None:
+        """What the policy of `plan` wants done when its proof did not come."""
+        for policy in self._policies:
+            if policy.name == plan.policy:
+                return self._supervision.call(policy.name, None, policy.unproved, plan, self._knowledge)
+        return None
+
     def tell(self, incident: Incident) -> None:
         """Let the policy of `incident` know how it goes."""
         for policy in self._policies:

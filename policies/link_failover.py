@@ -47,6 +47,8 @@ class _Held:
     returned_ns: int = 0
     """When traffic came back to the preferred path; 0 once it is known whether that lasted."""
     returning: str = ""
+    came_from: str = ""
+    """Where a return that cannot be proved goes back to."""
     moving: str = ""
     """Where the last plan leads, as long as it is under way."""
     under_way: int = 0
@@ -183,6 +185,18 @@ class LinkFailover(Policy):
                 held.failures = min(held.failures + 1, 16)
         return None
 
+    def unproved(self, plan: Plan, knowledge: Knowledge) -> Plan | None:
+        """A return that nothing answers is taken back; an emergency stays, since what it left was worse."""
+        held, target = self._held[plan.entity.name], plan.steps[0].fields["path"]
+        back, held.came_from = held.came_from, ""
+        peer = knowledge.topology.peers[plan.entity.name]
+        if plan.urgent or not back or target != self._active(peer.name, knowledge) or back in held.ill:
+            return None
+        held.hold_down_ns = min(2 * held.hold_down_ns, self._hold_max_ns)
+        held.well_since_ns.pop(str(target), None)
+        held.returned_ns = 0
+        return self._move(peer, back, f"the return to {target} was not proved", knowledge.now_ns)
+
     def _link_back(self, event: Event, knowledge: Knowledge) -> Plan | None:
         plan: Plan | None = None
         for path in knowledge.topology.paths():
@@ -252,7 +266,7 @@ class LinkFailover(Policy):
         if now - held.well_since_ns[best] < held.hold_down_ns:
             return None
         plan = self._move(peer, best, "preferred and well again", now)
-        held.returning = best
+        held.returning, held.came_from = best, active
         return plan
 
     def _well_paths(self, peer: Peer, knowledge: Knowledge) -> list[str]:

@@ -1,7 +1,7 @@
 """Section `virtual-hour`: an hour of virtual time with the same loss on both paths, through the real loop.
 
-Whatever switches here is a false alarm. An hour is cut in parts with seeds of their own, one process each, as
-many at a time as there are cores: parts begin with all paths well, as an hour does.
+Whatever switches here is a false alarm. Each rate of loss runs in a process of its own, as many at a time as
+there are cores.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from mapek.simulations.bench.targets import Row
 from mapek.simulations.process import child_environment, end
 
 PERCENTS: Final = (0.1, 1.0, 2.0)
-PARTS: Final = 4
 WARM_UP_S: Final = 10.0
 """Until the paths are known and the first route lies; not counted."""
 
 WALL_S: Final = 180.0
-PART_WALL_S: Final = 600.0
+GIVE_UP_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """What happened in `seconds` of virtual time, which took `wall_s`; `reasons` has one word per switch."""
+    """What happened in `seconds` of virtual time, which took `wall_s`; `verdicts` are the kinds of the symptoms."""
 
     seconds: float
     switches: int
@@ -39,10 +38,10 @@ class Quiet:
     suspicions: int
     cleared: int
     wall_s: float
-    reasons: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
 
 
-async def run_part(percent: float, seconds: float, seed: int) -> Quiet:
+async def run_virtual(percent: float, seconds: float, seed: int) -> Quiet:
     """One node with two paths that both lose `percent` %, at the fast profile's rate."""
     from mapek.analyzers.path_health import PathHealth
     from mapek.config.settings import PROFILES
@@ -52,11 +51,11 @@ async def run_part(percent: float, seconds: float, seed: int) -> Quiet:
     from mapek.simulations.radio import Loss
     from mapek.simulations.virtual_mesh import VirtualLink, VirtualMesh, two_links
 
-    fast, verdicts = PROFILES["fast"], list[str]()
+    fast, kinds = PROFILES["fast"], list[str]()
 
     def tap(now_ns: int, item: Frame | Event | Decision) -> None:
         if isinstance(item, Symptom) and not item.cleared:
-            verdicts.append(item.kind)
+            kinds.append(item.kind)
 
     # Of 100 probes `percent` are lost, on the way there and on the way back alike.
     one_way = 1 - (1 - percent / 100) ** 0.5
@@ -72,45 +71,38 @@ async def run_part(percent: float, seconds: float, seed: int) -> Quiet:
             raise PermanentError("run", "virtual mesh", "no route was laid in the warm-up", "see its tests")
         names = ("inquiries", "suspicions", "cleared_suspicions")
         before = [tally.total(name) for name in names]
-        verdicts.clear()
+        kinds.clear()
         await mesh.run(seconds)
         inquiries, suspicions, cleared = (
             tally.total(name) - n for name, n in zip(names, before, strict=True)
         )
         switches = len(mesh.routes.moves) - moves
     wall = time.monotonic() - start
-    return Quiet(seconds, switches, inquiries, suspicions, cleared, wall, tuple(verdicts))
+    return Quiet(seconds, switches, inquiries, suspicions, cleared, wall, tuple(kinds))
 
 
 async def measure(budget: Budget) -> list[Row]:
     """Switches, suspicions, inquiries and the wall time for each rate of loss."""
     seats = asyncio.Semaphore(len(os.sched_getaffinity(0)))
-    seconds = budget.virtual_s / PARTS
 
-    async def seated(percent: float, part: int) -> Quiet:
+    async def seated(percent: float) -> list[Row]:
         async with seats:
-            return await _in_child(percent, seconds, budget.seed * PARTS + part)
+            return _rows(percent, await _in_child(percent, budget.virtual_s, budget.seed))
 
-    rows: list[Row] = []
-    for percent in PERCENTS:
-        start = time.monotonic()
-        parts = await asyncio.gather(*(seated(percent, part) for part in range(PARTS)))
-        rows += _rows(percent, parts, time.monotonic() - start)
-    return rows
+    # The longest first.
+    found = await asyncio.gather(*map(seated, PERCENTS[::-1]))
+    return [row for rows in found[::-1] for row in rows]
 
 
-def _rows(percent: float, parts: list[Quiet], wall_s: float) -> list[Row]:
-    title = f"{sum(part.seconds for part in parts) / 60:g} min at {percent:g} % on both paths"
-    said = [word for part in parts for word in part.reasons]
+def _rows(percent: float, found: Quiet) -> list[Row]:
+    title = f"{found.seconds / 60:.4g} min at {percent:g} % on both paths"
+    said = found.verdicts
     verdicts = ", ".join(f"{said.count(word)} x {word}" for word in sorted(set(said)))
-    suspicions = sum(part.suspicions for part in parts)
-    cleared = sum(part.cleared for part in parts)
-    inquiries = sum(part.inquiries for part in parts)
     return [
-        Row(f"{title}: switches", sum(part.switches for part in parts), "", 0, verdicts),
-        Row(f"{title}: suspicions", suspicions, "", None, f"{cleared} of them refuted"),
-        Row(f"{title}: inquiries", inquiries),
-        Row(f"{title}: wall time", round(wall_s, 1), "s", WALL_S, f"in {PARTS} parts"),
+        Row(f"{title}: switches", found.switches, "", 0, verdicts),
+        Row(f"{title}: suspicions", found.suspicions, "", None, f"{found.cleared} of them refuted"),
+        Row(f"{title}: inquiries", found.inquiries),
+        Row(f"{title}: wall time", round(found.wall_s, 1), "s", WALL_S),
     ]
 
 
@@ -129,10 +121,10 @@ async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
         env=child_environment(),
     )
     try:
-        async with asyncio.timeout(PART_WALL_S):
+        async with asyncio.timeout(GIVE_UP_S):
             output, said = await process.communicate()
     except TimeoutError as error:
-        why = f"not done after {PART_WALL_S:g} s"
+        why = f"not done after {GIVE_UP_S:g} s"
         raise TemporaryError("run", f"virtual time at {percent:g} %", why, "leave it the cores") from error
     finally:
         await end(process)
@@ -140,10 +132,10 @@ async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
         last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
         raise PermanentError("run", f"virtual time at {percent:g} %", last[0], "run it by hand")
     found = json.loads(output)
-    return Quiet(**{**found, "reasons": tuple(found["reasons"])})
+    return Quiet(**{**found, "verdicts": tuple(found["verdicts"])})
 
 
 if __name__ == "__main__":
     _percent, _seconds, _seed = sys.argv[1:]
-    _found = asyncio.run(run_part(float(_percent), float(_seconds), int(_seed)))
+    _found = asyncio.run(run_virtual(float(_percent), float(_seconds), int(_seed)))
     sys.stdout.write(json.dumps(asdict(_found)) + "\n")

@@ -25,6 +25,13 @@ class Agents:
             if event.kind == kind and all(event.fields.get(name) == value for name, value in fields.items())
         ]
 
+    async def way(self, node: str) -> str:
+        """The link that a node's traffic to the other one takes now, as the kernel has it."""
+        here = self.lab.nodes[node]
+        (other,) = self.lab.topology.neighbours(here.spec)
+        (found,) = await here.namespace.route(lambda route: tuple(route.route("get", dst=other.loopback(4))))
+        return here.interfaces.get(found.get_attr("RTA_OIF"), "")
+
     async def until(self, true: Callable[[], object], seconds: float = 8.0) -> None:
         """Wait until something holds; TimeoutError otherwise."""
         async with asyncio.timeout(seconds):
@@ -36,10 +43,16 @@ class Agents:
 async def agents(profile: str = "fast", extra: str = "") -> AsyncIterator[Agents]:
     """Both agents ready and at rest."""
     async with Lab(pair(2)) as lab:
-        mapek = Mapek(profile, extra=extra)
+        mapek = Mapek(profile, extra=f"[policies.link_failover]\nhold_down_s = 0.3\n{extra}")
         await mapek.open(lab)
         try:
-            yield Agents(lab, mapek)
+            both = Agents(lab, mapek)
+            # whose answers came first decides where they begin; both return to the preferred link
+            async with asyncio.timeout(10):
+                while {await both.way("a"), await both.way("b")} != {"l0"}:
+                    await asyncio.sleep(0.02)
+            await mapek.at_rest(10)
+            yield both
         finally:
             await mapek.close()
 

@@ -115,7 +115,7 @@ async def test_what_is_not_ours_is_left_alone(links):
     async with routes() as (netlink, node):
         for link in (0, 1, 0):
             await netlink.act(use(link))
-            await asyncio.sleep(0)  # the kernel's echo of each move is heard before the next one
+            await asyncio.sleep(0.02)  # the kernel's echo of each move is heard before the next one
         assert nexthops() == {FIRST_ID: ("l0", "fe80::1:77"), FIRST_ID + 1: ("l0", "fe80::1:2")}
         run("ip route del 10.77.0.0/16")
         run(f"ip nexthop del id {FIRST_ID}")

@@ -103,6 +103,10 @@ class Road:
         symptom = Symptom(Entity("path", name), kind, 1.0, self.now_ns, self.now_ns, evidence=evidence)
         return self._do(self.policy.plan(symptom, self.knowledge))
 
+    def unproved(self, plan: Plan) -> Plan | None:
+        """The proof of a plan did not come."""
+        return self._do(self.policy.unproved(plan, self.knowledge))
+
     def well(self, link: str, kind: str = "path_dead", peer: str = "b") -> None:
         name = f"{peer}/{link}"
         self.silent[name], self.age[name] = 0.0, 0.01

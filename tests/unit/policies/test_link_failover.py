@@ -121,6 +121,27 @@ def test_going_back_waits_for_the_hold_down():
     assert road.active() == "l0"
 
 
+def test_a_return_without_proof_is_taken_back():
+    road = placed()
+    road.ill("l0", "l1")
+    road.well("l0")
+    road.run(6)
+    _, back = road.plans[-1]
+    road.moves()
+    road.unproved(back)
+    assert road.moves() == ["use_path l1"]
+    assert road.run(9).moves() == []  # and the hold-down has doubled
+    assert road.run(2).moves() == ["use_path l0"]
+
+
+def test_an_emergency_without_proof_stays():
+    road = placed()
+    plan = road.ill("l0", "l1")
+    road.moves()
+    road.unproved(plan)
+    assert road.moves() == []
+
+
 def test_the_hold_down_begins_again_with_each_relapse():
     road = placed()
     road.ill("l0", "l1")
