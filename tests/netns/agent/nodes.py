@@ -33,10 +33,18 @@ class Agents:
         return here.interfaces.get(found.get_attr("RTA_OIF"), "")
 
     async def until(self, true: Callable[[], object], seconds: float = 8.0) -> None:
-        """Wait until something holds; TimeoutError otherwise."""
-        async with asyncio.timeout(seconds):
-            while not true():
-                await asyncio.sleep(0.005)
+        """Wait until something holds; fails with all that the agents said otherwise."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not true():
+            if asyncio.get_running_loop().time() > deadline:
+                said = [
+                    f"{event.node} {event.kind} {event.time_ns} {dict(event.fields)}"
+                    for agent in self.mapek.agents.values()
+                    for event in agent.events
+                ]
+                words = [word for agent in self.mapek.agents.values() for word in agent.words()]
+                raise AssertionError("\n".join(["not in time; the agents said", *said, *words]))
+            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

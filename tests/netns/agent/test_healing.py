@@ -10,7 +10,7 @@ import pytest
 
 from tests.netns.agent.nodes import agents
 
-L0, L1 = "b/l0", "b/l1"
+L0 = "b/l0"
 
 
 def recovered(both, node):
@@ -18,11 +18,10 @@ def recovered(both, node):
 
 
 async def moved(both, link, *nodes):
-    """All of the nodes have switched to a link, and an answer over it proved each repair."""
+    """The traffic of all of the nodes takes a link, and an answer over it has proved each repair."""
     for node in nodes:
-        peer = "b" if node == "a" else "a"
-        await both.until(lambda node=node, peer=peer: both.said(node, "switch", to=f"{peer}/{link}"))
         await both.until(lambda node=node: recovered(both, node))
+        assert await both.way(node) == link
 
 
 @pytest.mark.parametrize("direction", ["both", "ab", "ba"])
@@ -40,9 +39,10 @@ async def test_silence(direction):
             assert event.fields["detected_ns"] > start
 
 
-@pytest.mark.parametrize("mode", ["generic", "tc"])
-async def test_silence_seen_without_native_xdp(mode):
-    async with agents(extra=f'[sensors.link_watch]\nmode = "{mode}"\n') as both:
+async def test_silence_seen_on_tc():
+    # generic mode is proved on a bare veth (sensors/test_interfaces.py): the wires of the lab redirect by tc, and
+    # what was redirected the kernel keeps away from generic XDP
+    async with agents(extra='[sensors.link_watch]\nmode = "tc"\n') as both:
         both.lab.wires["l0"].fault()
         await moved(both, "l1", "a", "b")
 
@@ -53,7 +53,14 @@ async def test_an_interface_taken_down_and_brought_back():
         index = next(i for i, name in both.lab.nodes["a"].interfaces.items() if name == "l0")
         await namespace.route(lambda route: route.link("set", index=index, state="down"))
         await moved(both, "l1", "a", "b")
-        await namespace.route(lambda route: route.link("set", index=index, state="up"))
+
+        def bring_back(route):
+            route.link("set", index=index, state="up")
+            # the kernel keeps no link-local address of a link that was down
+            (link,) = both.lab.topology.links_of(both.lab.nodes["a"].spec)[:1]
+            route.addr("add", index=index, address=link.link_local(both.lab.nodes["a"].spec), prefixlen=64)
+
+        await namespace.route(bring_back)
         await both.until(lambda: both.said("a", "symptom", entity=f"path {L0}", cleared=True))
         await both.until(lambda: both.said("b", "symptom", entity="path a/l0", cleared=True))
 
@@ -66,8 +73,8 @@ async def test_an_agent_that_stands_still_blames_nobody_and_is_not_blamed():
         os.kill(pid, signal.SIGCONT)
         await both.mapek.at_rest(10)
         for node in ("a", "b"):
-            assert both.said(node, "switch", reason="path_dead") == []
             assert both.said(node, "incident") == []
+            assert await both.way(node) == "l0"
 
 
 async def test_a_stop_is_no_failure_for_the_neighbour():
@@ -76,7 +83,7 @@ async def test_a_stop_is_no_failure_for_the_neighbour():
         assert both.mapek.agents["b"].running
         await asyncio.sleep(1.0)  # a thousand intervals without an agent there
         assert both.said("b", "incident") == []
-        assert both.said("b", "switch", to="a/l1") == []
+        assert await both.way("b") == "l0"
 
 
 async def test_a_killed_agent_leaves_its_reflector():
@@ -85,7 +92,7 @@ async def test_a_killed_agent_leaves_its_reflector():
         await both.until(lambda: not both.mapek.agents["a"].running)
         await asyncio.sleep(1.0)
         assert both.said("b", "incident") == []
-        assert both.said("b", "switch", to="a/l1") == []
+        assert await both.way("b") == "l0"
         # and it still sees what happens to the link
         both.lab.wires["l0"].fault()
-        await both.until(lambda: both.said("b", "switch", to="a/l1"))
+        await moved(both, "l1", "b")

@@ -38,7 +38,9 @@ async def start_badly(lab, extra="", prefix=(), toml=None):
     (folder / "mapek.toml").write_text(toml or configuration(lab, node, "fast", extra=extra))
     process = await node.namespace.start([*prefix, sys.executable, "-m", "mapek", "run", "-c", "/run/mapek.toml"])
     out, words = await asyncio.wait_for(process.communicate(), 20)
-    return process.returncode, [line for line in words.decode().splitlines() if line], out.decode()
+    lines = [line for line in words.decode().splitlines() if line]
+    # how long something took on a machine that others use too is no part of the refusal
+    return process.returncode, [line for line in lines if "blocked the event loop" not in line], out.decode()
 
 
 def pins(lab):
@@ -66,6 +68,7 @@ async def test_a_successor_takes_over_without_a_gap():
     async with Lab(pair(2)) as lab:
         async with one_agent(lab):
             held = pins(lab)
+            await asyncio.sleep(0.5)  # a loop that has run, not one that was refused
         assert pins(lab) == held
         left = await xdp(lab)
         assert left is not None

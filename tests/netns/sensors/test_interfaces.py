@@ -114,6 +114,8 @@ async def test_modes(other, mode, told):
         await node.until(lambda: watch.status().counts["answered"] > 20)
         other.probe(0, 1)
         await node.until(lambda: watch.status().counts["reflected"] == 1)
+        # the reply went out and arrived: the neighbour, which sent no such probe by itself, rejects it
+        await node.until(lambda: other.states[0]["rejected"] == 1)
     finally:
         await node.close(watch)
     assert read_xdp(socket.if_nametoindex("l0")) is None
