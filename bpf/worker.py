@@ -48,4 +48,10 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None =
                 discard(result)  # type: ignore[arg-type]
 
     threading.Thread(target=run, name="mapek-bpf", daemon=True).start()
-    return await future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        # cancelled between the delivery and our waking up: the result is here, and nobody will take it
+        if discard is not None and future.done() and not future.cancelled() and future.exception() is None:
+            threading.Thread(target=discard, args=(future.result(),), name="mapek-bpf-discard").start()
+        raise

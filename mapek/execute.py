@@ -34,9 +34,9 @@ class Effects(Protocol):
 class PlanLog(Protocol):
     """What Execute needs of the journal."""
 
-    def intent(self, plan_id: str, plan: Plan) -> None: ...
+    def intent(self, plan_id: str, plan: Plan, time_ns: int) -> None: ...
 
-    def result(self, plan_id: str, ok: bool, detail: str) -> None: ...
+    def result(self, plan_id: str, ok: bool, detail: str, time_ns: int) -> None: ...
 
 
 class Execute:
@@ -70,7 +70,7 @@ class Execute:
         if self._stopped:
             return
         planned_ns = self._clock.now_ns()
-        self._journal.intent(plan_id, plan)
+        self._journal.intent(plan_id, plan, planned_ns)
         applied: list[Applied] = []
         before = self._in_the_way(plan) if self._tasks else []
         if before:
@@ -128,7 +128,7 @@ class Execute:
                 "undone": undone,
             }
             self._feed(Event(self._clock.now_ns(), plan.entity, "plan.failed", failure))
-            self._journal.result(plan_id, False, why)
+            self._journal.result(plan_id, False, why, self._clock.now_ns())
             return
         self._acted(plan_id, plan, planned_ns, applied)
 
@@ -142,7 +142,7 @@ class Execute:
             "detail": "; ".join(one.detail for one in applied if one.detail),
         }
         self._feed(Event(self._clock.now_ns(), plan.entity, "plan.acted", fields))
-        self._journal.result(plan_id, True, str(fields["detail"]))
+        self._journal.result(plan_id, True, str(fields["detail"]), self._clock.now_ns())
 
     def _owner(self, step: Step) -> Touchpoint:
         watched = self._watched.get(step.touchpoint)

@@ -56,20 +56,20 @@ Tap = Callable[[int, Input | Decision], None]
 class NoJournal:
     """Remembers nothing."""
 
-    def intent(self, plan_id: str, plan: Plan) -> None:
+    def intent(self, plan_id: str, plan: Plan, time_ns: int) -> None:
         """Forget it."""
 
-    def result(self, plan_id: str, ok: bool, detail: str) -> None:
+    def result(self, plan_id: str, ok: bool, detail: str, time_ns: int) -> None:
         """Forget it."""
 
-    def incident(self, incident: Incident) -> None:
+    def incident(self, incident: Incident, time_ns: int) -> None:
         """Forget it."""
 
 
 class Journal(PlanLog, Protocol):
     """What the loop needs of a journal; `mapek.knowledge.journal` has the durable one."""
 
-    def incident(self, incident: Incident) -> None: ...
+    def incident(self, incident: Incident, time_ns: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -303,7 +303,7 @@ class Loop:
 
     def _changed(self, incident: Incident) -> None:
         self.tally.incident(incident)
-        self.journal.incident(incident)
+        self.journal.incident(incident, self.clock.now_ns())
         self._decided(incident)
         self._planner.tell(incident)
 

@@ -71,10 +71,14 @@ class Hooks:
                 except BaseException:
                     loaded.close()
                     raise
-            finally:
-                if not hook.members and slot not in hook.dispatcher.slots():
+            except BaseException:
+                # whoever is cancelled while the slot is set does not know if it was
+                if not hook.members:
                     del self._hooks[ifindex]
-                    await hook.dispatcher.release(keep=False)
+                    await hook.dispatcher.release(keep=hook.dispatcher.taken_over)
+                elif not hook.dispatcher.taken_over:
+                    await hook.dispatcher.remove(slot)
+                raise
             hook.members.add(slot)
             return loaded
 

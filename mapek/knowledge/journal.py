@@ -94,6 +94,7 @@ class Journal:
         self.recent: deque[Entry] = deque(maxlen=256)
         self._writer = writer
         self._open = writer is not None
+        self._pending: list[Entry] = []
 
     @property
     def dropped(self) -> int:
@@ -123,18 +124,35 @@ class Journal:
 
     def _note(self, entry: Entry) -> None:
         self.recent.append(entry)
-        if self._writer and self._open:
-            self._writer.put(entry)
+        if not self._writer or not self._open:
+            return
+        self._pending.append(entry)
+        if len(self._pending) > 1:
+            return
+        # the writer's thread is woken when this callback is done: awake, it would contend with the action
+        # for the interpreter's lock
+        try:
+            asyncio.get_running_loop().call_soon(self._hand_over)
+        except RuntimeError:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        pending, self._pending = self._pending, []
+        if self._writer:
+            for entry in pending:
+                self._writer.put(entry)
 
     async def flush(self) -> None:
         """Return when all entries so far are written, or have been given up (see `trouble`)."""
         if self._writer and self._open:
+            self._hand_over()
             await self._writer.flush()
 
     async def close(self, time_ns: int = 0) -> None:
         """Say that this run stopped in order, write everything and let the state directory go."""
         if self._writer and self._open:
             self._open = False
+            self._hand_over()
             self._writer.put(Entry("stop", "", time_ns))
             await self._writer.close()
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from mapek.simulations.agent import AgentEvent, AgentProcess, Mapek, configuration, key_name
+from mapek.simulations.agent import AgentEvent, AgentProcess, Mapek, Profile, configuration, key_name
 from mapek.simulations.lab import Lab
 from mapek.simulations.topology import pair
 
@@ -48,7 +48,7 @@ class Agents:
 
 
 @asynccontextmanager
-async def agents(profile: str = "fast", extra: str = "") -> AsyncIterator[Agents]:
+async def agents(profile: Profile = "fast", extra: str = "") -> AsyncIterator[Agents]:
     """Both agents ready and at rest."""
     async with Lab(pair(2)) as lab:
         mapek = Mapek(profile, extra=f"[policies.link_failover]\nhold_down_s = 0.3\n{extra}")
@@ -57,7 +57,7 @@ async def agents(profile: str = "fast", extra: str = "") -> AsyncIterator[Agents
             both = Agents(lab, mapek)
             # whose answers came first decides where they begin; both return to the preferred link
             async with asyncio.timeout(10):
-                while {await both.way("a"), await both.way("b")} != {"l0"}:
+                while {await both.way("a"), await both.way("b")} != {"l0"}:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.02)
             await mapek.at_rest(10)
             yield both

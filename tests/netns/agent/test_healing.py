@@ -34,7 +34,10 @@ async def test_silence(direction):
             assert event.fields["kind"] == "path_dead"
             # onset: the last probe that came back was sent before the fault
             assert start - 50_000_000 < event.fields["onset_ns"] <= start + 2_000_000
-            order = [event.fields[f"{stage}_ns"] for stage in ("onset", "detected", "planned", "acted", "recovered")]
+            order = [
+                event.fields[f"{stage}_ns"]
+                for stage in ("onset", "detected", "planned", "acted", "recovered")
+            ]
             assert order == sorted(order)
             assert event.fields["detected_ns"] > start
 

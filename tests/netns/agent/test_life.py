@@ -36,7 +36,9 @@ async def start_badly(lab, extra="", prefix=(), toml=None):
         (folder / "mapek-keys" / name).write_text(key)
     (folder / "mapek").mkdir(mode=0o700, exist_ok=True)
     (folder / "mapek.toml").write_text(toml or configuration(lab, node, "fast", extra=extra))
-    process = await node.namespace.start([*prefix, sys.executable, "-m", "mapek", "run", "-c", "/run/mapek.toml"])
+    process = await node.namespace.start(
+        [*prefix, sys.executable, "-m", "mapek", "run", "-c", "/run/mapek.toml"]
+    )
     out, words = await asyncio.wait_for(process.communicate(), 20)
     lines = [line for line in words.decode().splitlines() if line]
     # how long something took on a machine that others use too is no part of the refusal
@@ -56,10 +58,10 @@ async def test_what_a_killed_agent_leaves(pin, stays):
             assert before is not None
             assert before[0] == "native"
             os.kill(agent.pid, signal.SIGKILL)
-            while agent.running:
+            while agent.running:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         async with asyncio.timeout(5):
-            while (await xdp(lab) is not None) != stays:
+            while (await xdp(lab) is not None) != stays:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         assert bool(pins(lab)) == stays
 
@@ -136,7 +138,7 @@ async def test_two_agents_with_one_state_dir():
 async def test_an_agent_without_its_neighbour_is_ready_and_says_so():
     async with Lab(pair(2)) as lab, one_agent(lab) as agent:
         async with asyncio.timeout(8):
-            while not any(event.kind == "symptom" for event in agent.events):
+            while not any(event.kind == "symptom" for event in agent.events):  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         kinds = {event.fields.get("kind") for event in agent.events if event.kind == "symptom"}
         assert kinds <= {"peer_never_seen"}

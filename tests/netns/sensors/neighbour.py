@@ -102,6 +102,13 @@ class Neighbour:
             out.bind((f"r{link}", 0))
             out.send(frame(str(ours), str(theirs), data))
 
+    def tap(self, link: int) -> socket.socket:
+        """A non-blocking packet socket on the far end."""
+        with self.space.entered():
+            heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+            heard.bind((f"r{link}", 3))
+        return heard
+
     def alarms(self) -> list[Alarm]:
         """What its programs raised."""
         found: list[bytes] = []
@@ -128,8 +135,8 @@ def neighbour(
                 one.watch(2, 0, "10.1.0.2", "10.1.0.1")
                 yield one
             finally:
-                for link in one.links.values():
-                    link.close()
+                for attached in one.links.values():
+                    attached.close()
     finally:
         space.close()
 
@@ -137,7 +144,8 @@ def neighbour(
 def topology(family: Family = "IPv4") -> Topology:
     """What our node knows of the neighbour."""
     found = tuple(
-        Path("b", f"l{k}", ip_address(address(family, k, 2)), ip_address(address(family, k, 1)), k) for k in (0, 1)
+        Path("b", f"l{k}", ip_address(address(family, k, 2)), ip_address(address(family, k, 1)), k)
+        for k in (0, 1)
     )
     peer = Peer("b", (ip_address("10.1.0.2"),), (ip_network("10.1.0.2/32"),), found, SECRET)
     return Topology("a", [ip_address("10.1.0.1")], [peer])
@@ -152,7 +160,10 @@ class Node:
         self.clock = RealClock()
         self.tasks: set[asyncio.Future[None]] = set()
         self.surroundings = Surroundings(
-            self.events.append, self.clock, self.knowledge, lambda work: self.tasks.add(asyncio.ensure_future(work))
+            self.events.append,
+            self.clock,
+            self.knowledge,
+            lambda work: self.tasks.add(asyncio.ensure_future(work)),
         )
 
     def kinds(self, name: str | None = None) -> list[str]:
@@ -162,7 +173,7 @@ class Node:
     async def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
         """Let the loop run until something holds; TimeoutError otherwise."""
         async with asyncio.timeout(seconds):
-            while not true():
+            while not true():  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.0005)
 
     async def heard(self, kind: str, times: int = 1, seconds: float = 5.0) -> Event:

@@ -8,8 +8,18 @@ from ipaddress import ip_address
 
 from mapek.bpf import LoadedObject, RingBuffer
 from mapek.bpf.maps import ArrayMap
-from mapek.sensors.link_watch_layout import ANSWERS, CONFIG, GAPS, IN_USE, STATE, WATCH, Alarm, alarm, peer_key
-from mapek.sensors.link_watch_layout import packed
+from mapek.sensors.link_watch_layout import (
+    ANSWERS,
+    CONFIG,
+    GAPS,
+    IN_USE,
+    STATE,
+    WATCH,
+    Alarm,
+    alarm,
+    packed,
+    peer_key,
+)
 from tests.support.stamp import Datagram, frame, parse, payload
 
 OWN_KEY, PEER_KEY = (0x1122334455667788, 0x99AABBCCDDEEFF00), (0xFEDCBA9876543210, 0x0123456789ABCDEF)

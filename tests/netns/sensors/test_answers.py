@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
-from mapek.sensors.link_watch_layout import ANSWER, BACK, GAPS, IN_USE, MARK_MISSING, MARK_SILENT, MISSING, WATCH
+from mapek.sensors.link_watch_layout import (
+    ANSWER,
+    BACK,
+    GAPS,
+    IN_USE,
+    MARK_MISSING,
+    MARK_SILENT,
+    MISSING,
+    WATCH,
+)
 from tests.netns.sensors.programs import OWN_EPOCH, OWN_KEY, PAIRS, PEER_KEY, Bench
 from tests.support.stamp import REPLY, frame, payload
 
@@ -70,7 +80,7 @@ def test_an_answer_that_comes_twice(prober, program):
     assert one.counts() == {"answered": 1, "duplicates": 1}
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "signed with the other key": {"key": PEER_KEY},
     "of another session": {"epoch": OWN_EPOCH - 1},
     "to a probe never sent": {"seq": 2},

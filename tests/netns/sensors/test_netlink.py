@@ -70,7 +70,9 @@ def nexthops():
 
 
 def rows(metric, link):
-    return {(dst, metric, f"l{link}", f"fe80::{link + 1}:2") for dst in ("10.1.0.2", "10.9.0.0/16", "fd00::2")}
+    return {
+        (dst, metric, f"l{link}", f"fe80::{link + 1}:2") for dst in ("10.1.0.2", "10.9.0.0/16", "fd00::2")
+    }
 
 
 def use(link, action="use_path"):
@@ -89,7 +91,11 @@ async def test_moves(links, way):
         assert (moved.changed, moved.detail) == (True, "b/l0 -> b/l1")
         assert table(100) == rows(100, 1)
         assert nexthops() == ({FIRST_ID: ("l1", "fe80::2:2")} if way == "auto" else {})
-        assert [event.entity.name for event in node.events if event.kind == "path.active"] == ["b/l0", "b/l0", "b/l1"]
+        assert [event.entity.name for event in node.events if event.kind == "path.active"] == [
+            "b/l0",
+            "b/l0",
+            "b/l1",
+        ]
         # as a packet would go: IPv4 by an IPv6 neighbour
         (got,) = json.loads(run("ip -j route get 10.9.1.1"))
         assert (got["dev"], got["prefsrc"], got["via"]["host"]) == ("l1", "10.1.0.1", "fe80::2:2")
@@ -228,7 +234,10 @@ async def test_lost_messages_are_counted_and_asked_for_anew(links):
         await node.until(lambda: netlink.status().counts["overruns"])
         event = await node.heard("netlink.overrun")
         assert event.entity.name == "b"
-        assert {(event.kind, event.entity.name) for event in node.events} >= {("link.down", "l1"), ("link.gone", "l0")}
+        assert {(event.kind, event.entity.name) for event in node.events} >= {
+            ("link.down", "l1"),
+            ("link.gone", "l0"),
+        }
         assert netlink.read().valid.tolist() == [False, True]
 
 
@@ -252,7 +261,9 @@ async def test_ipv4_neighbours(links):
 
 async def test_refusals(links):
     async with routes() as (netlink, _):
-        with pytest.raises(PermanentError, match="use_path b over b/l9: no such path is prepared; known: b/l0, b/l1"):
+        with pytest.raises(
+            PermanentError, match="use_path b over b/l9: no such path is prepared; known: b/l0, b/l1"
+        ):
             await netlink.act(Step("netlink", "use_path", {"peer": "b", "path": "b/l9"}))
         with pytest.raises(PermanentError, match="no such action"):
             await netlink.act(use(0, "burn"))

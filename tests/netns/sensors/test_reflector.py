@@ -24,7 +24,6 @@ def shortest(program, sent):
     return heads.get(sent[12:14], 14) if program == "link_watch_tc" else 14
 
 
-
 @both
 @pytest.mark.parametrize("family", PAIRS)
 def test_answers_a_peer(bench, program, family):
@@ -103,7 +102,10 @@ def test_replayed(bench, program):
 @both
 def test_sequence_numbers_wrap(bench, program):
     one = bench(program)
-    assert [one.ask(seq=seq % 2**32)[0] for seq in (-2, -1, 0, 1, -1, 64)] == ["reply"] * 4 + ["dropped", "reply"]
+    assert [one.ask(seq=seq % 2**32)[0] for seq in (-2, -1, 0, 1, -1, 64)] == ["reply"] * 4 + [
+        "dropped",
+        "reply",
+    ]
 
 
 @both

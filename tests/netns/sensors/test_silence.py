@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -39,7 +40,9 @@ async def watching(other, *, measure=True, **options):
         await node.close(watch)
 
 
-TIMERS = pytest.mark.parametrize("timer", [pytest.param("auto", marks=pytest.mark.needs("bpf_timer")), "user"])
+TIMERS = pytest.mark.parametrize(
+    "timer", [pytest.param("auto", marks=pytest.mark.needs("bpf_timer")), "user"]
+)
 
 
 @TIMERS
@@ -113,7 +116,9 @@ async def test_a_flapping_path_is_muted_and_its_state_still_told(other):
             other.hush(1)
             await node.heard("path.silent", cycle)
             other.speak(1)
-            await node.until(lambda cycle=cycle: cycle == ALARM_BURST or node.kinds().count("path.back") == cycle)
+            await node.until(
+                lambda cycle=cycle: cycle == ALARM_BURST or node.kinds().count("path.back") == cycle
+            )
         answered = watch.status().counts["answered"]
         await node.until(lambda: watch.status().counts["answered"] >= answered + 20)
         other.hush(1)
@@ -126,7 +131,7 @@ async def test_a_flapping_path_is_muted_and_its_state_still_told(other):
         sent = watch.status().counts["sent"]
         await node.until(lambda: watch.status().counts["sent"] >= sent + 60)
         states = [kind for kind in node.kinds(L1) if kind in ("path.silent", "path.back")]
-        assert all(one != two for one, two in zip(states, states[1:], strict=False)), states
+        assert all(one != two for one, two in pairwise(states)), states
         other.speak(1)
         await node.until(lambda: node.kinds(L1)[-1] == "path.back")
         assert node.kinds(L0) == []

@@ -15,7 +15,7 @@ from mapek.sensors.prober import Prober, Target
 from mapek.sensors.stamp import template
 from tests.netns.sensors.programs import OWN_EPOCH, OWN_KEY, PAIRS
 from tests.netns.sensors.wires import STXCSUM, ethtool, run
-from tests.support.stamp import checksum, frame, parse, payload, pseudo
+from tests.support.stamp import Datagram, checksum, frame, parse, payload, pseudo
 
 both = pytest.mark.parametrize("program", ["stamp", "stamp_untimed"])
 
@@ -117,7 +117,11 @@ def test_what_has_no_answer_after_64_more_is_lost(bench, program):
 async def test_on_a_veth(wire, bench, family, offload):
     """What leaves a real socket: stamped, with the checksum whole or, with offload, as the stack left it."""
     one = bench("stamp", family)
-    run(f"ip -6 addr add {one.local}/64 dev near nodad" if ":" in one.local else f"ip addr add {one.local}/24 dev near")
+    run(
+        f"ip -6 addr add {one.local}/64 dev near nodad"
+        if ":" in one.local
+        else f"ip addr add {one.local}/24 dev near"
+    )
     run(f"ip neigh add {one.peer} lladdr 02:00:00:00:00:02 dev near")
     ethtool("near", STXCSUM, offload)
     one.configs[0]["ifindex"] = wire.near
@@ -128,7 +132,7 @@ async def test_on_a_veth(wire, bench, family, offload):
         async with await attach_tc_async(one.loaded.programs["stamp"], wire.near, "egress"):
             target = Target(0, wire.near, ip_address(one.local), ip_address(one.peer))
             assert prober.send(prober.prepare([target], 3)) == 3
-            got = []
+            got: list[Datagram] = []
             while len(got) < 3:
                 raw = heard.recv(2048)
                 if b"\x03\x5e" in raw[34:60] and len(raw) in (114, 134):

@@ -79,7 +79,11 @@ def test_routes(prefix, length):
 
 @pytest.mark.parametrize(("kind", "word"), [(104, "nexthop.new"), (105, "nexthop.gone")])
 def test_nexthops(kind, word):
-    body = struct.pack("=BBBBI", 2, 0, 109, 0, 0) + attribute(1, struct.pack("=I", 77)) + attribute(5, struct.pack("=I", 3))
+    body = (
+        struct.pack("=BBBBI", 2, 0, 109, 0, 0)
+        + attribute(1, struct.pack("=I", 77))
+        + attribute(5, struct.pack("=I", 3))
+    )
     (event,) = heard(Decoder(), message(kind, body))
     assert (event.kind, event.fields) == (word, {"nexthop": 77, "protocol": 109, "ifindex": 3})
 
@@ -88,7 +92,9 @@ def test_nexthops(kind, word):
 def test_addresses(address):
     decoder = Decoder()
     heard(decoder, link(16, "l0"))
-    body = struct.pack("=BBBBI", 2 if "." in address else 10, 24, 0, 0, 3) + attribute(1, ip_address(address).packed)
+    body = struct.pack("=BBBBI", 2 if "." in address else 10, 24, 0, 0, 3) + attribute(
+        1, ip_address(address).packed
+    )
     (new,), (gone,) = heard(decoder, message(20, body)), heard(decoder, message(21, body))
     assert (new.kind, gone.kind) == ("address.new", "address.gone")
     assert (new.entity, new.fields["address"]) == (Entity("link", "l0", 3), f"{address}/24")
