@@ -3,7 +3,8 @@
 A suspicion is not a verdict. Silence, a gap or a link that went down makes it ask on all paths of the peer at
 once (facts of two years of BFD: fast detection alone fails over falsely, confirmation does not):
 
-* no answer here since the first probe of the burst, answers on another path: this path is dead;
+* no answer here since the first probe of the burst, answers on another path: this path is dead (without an
+  alarm of its own watchdog, or in the midst of other inquiries, only when a second one says so too);
 * no answer anywhere: nothing is moved; it asks again with a back-off, and then the peer is gone;
 * answers here: not silent. If some are missing, bursts go on until a sequential test against the other paths
   decides, so that loss which befalls all paths alike never moves traffic.
@@ -31,6 +32,10 @@ BURST: Final = 8
 MONTH_S: Final = 30 * 86_400
 QUIET_BURSTS: Final = 14
 """Bursts in a row without a loss that end an inquiry about it: 112 probes, clean once in 300 at 5 % loss."""
+
+BUSY_NS: Final = 5_000_000
+"""An inquiry so soon after another finds the machine busy with the probes themselves, which can hide a link's
+answers for a moment; so can anything where no watchdog has barked. Then one unanswered inquiry is not enough."""
 
 RECOVERY_BURSTS: Final = 3
 """Bursts without a loss that make a dead path well again."""
@@ -181,12 +186,20 @@ class PathHealth(Analyzer):
             yield from self._nobody(peer, event)
             return
         yield from self._somebody(peer, event)
+        busy = answer.asked_ns - peer.answered_ns < BUSY_NS
+        peer.answered_ns = event.time_ns
+        again = False
         for name, path in peer.paths.items():
             if path in alive:
+                path.unanswered = 0
                 yield from self._lives(path, event, answer.missing(name), answer.round_trip_ns[name])
             elif path.state in ("well", "gray"):
-                yield from self._died(path, alive, answer, event)
-        again = any(path.state in ("dead", "unknown") for path in alive)
+                path.unanswered += 1
+                if path.unanswered > (busy or not path.silent):
+                    yield from self._died(path, alive, answer, event)
+                else:
+                    again = True
+        again |= any(path.state in ("dead", "unknown") for path in alive)
         for path in alive:
             if path.lossy and path.state == "well":
                 yield from self._weigh(path, alive, answer, event)

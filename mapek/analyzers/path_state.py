@@ -46,6 +46,8 @@ class PathState:
     ever: bool = False
     """There was an answer once."""
     suspected: bool = False
+    unanswered: int = 0
+    """Inquiries in a row without an answer here, while another path answered."""
     missed: float = 0.0
     """Share of probes lost in the last bursts (`lost`: of the steady ones, in the last seconds): it chooses
     whom a path is compared with. The present counts must not: the luckiest of several is better than any."""
@@ -61,6 +63,8 @@ class PeerState:
     asking: str = ""
     due_ns: int = 0
     """When the answer must have come; later it never will."""
+    answered_ns: int = 0
+    """When the last inquiry ended."""
     repeats: int = 0
     credit: float = 0.0
     paid_ns: int = 0

@@ -50,8 +50,8 @@ def test_a_path_found_dead_while_asking_about_another_begins_at_its_last_answer(
     last = bench.wires["b/l0"].last_answer_ns
     bench.die("l1")
     bench.run(3)
-    (dead,) = bench.symptoms("path_dead")[:1]
-    assert dead.entity.name == "b/l0"
+    other, dead = bench.symptoms("path_dead")
+    assert (other.entity.name, dead.entity.name) == ("b/l1", "b/l0")  # it takes a second inquiry
     assert dead.onset_ns == last
 
 
@@ -367,3 +367,19 @@ def test_events_of_others_are_no_concern():
 def test_options_are_checked(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         PathHealth(options)
+
+
+@pytest.mark.parametrize(("hidden_ms", "dead"), [(0.5, False), (2.0, True)])
+def test_one_unanswered_inquiry_amid_others_is_not_enough(hidden_ms, dead):
+    bench = Bench(2)
+    bench.run(5000)
+    bench.lose(l1=0.03)
+    bench.path("missing", "l1", onset_ns=bench.now_ns, seq=1, count=1)
+    bench.run(1.1)  # bursts follow each other by now
+    asked = bench.inquiries()
+    bench.die("l0", alarm=False)
+    bench.run(hidden_ms)
+    bench.live("l0", alarm=False)
+    bench.run(0.6)
+    assert bench.inquiries() > asked
+    assert bool([one for one in bench.symptoms("path_dead") if one.entity.name == "b/l0"]) == dead
