@@ -198,8 +198,10 @@ class RealClock:
             while callback := self._timers.pop_due(now):
                 callback()
         finally:
-            if self._timerfd.fd >= 0 and (due := self._timers.next_ns()) is not None and not (
-                self._armed_ns and self._armed_ns <= due
+            if (
+                self._timerfd.fd >= 0
+                and (due := self._timers.next_ns()) is not None
+                and not (self._armed_ns and self._armed_ns <= due)
             ):
                 self._arm(due)
 

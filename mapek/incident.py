@@ -50,7 +50,9 @@ class Incidents:
         """The open incident of this id."""
         return self._open.get(number)
 
-    def advance(self, number: int, state: IncidentState, at_ns: int, policy: str = "", reason: str = "") -> None:
+    def advance(
+        self, number: int, state: IncidentState, at_ns: int, policy: str = "", reason: str = ""
+    ) -> None:
         """Note that an open incident came to `state` at `at_ns`; an ended or unknown one is left alone."""
         known = self._open.get(number)
         if known is None:
@@ -73,4 +75,6 @@ class Incidents:
         """The symptom went away: what nobody acted upon is recovered, but no policy takes the credit for it."""
         for known in list(self._open.values()):
             if known.entity == entity and known.kind == kind and known.state == "detected":
-                self.advance(known.id, "recovered", at_ns, policy="none", reason="well again without an action")
+                self.advance(
+                    known.id, "recovered", at_ns, policy="none", reason="well again without an action"
+                )

@@ -1,0 +1,1 @@
+"""Touchpoints: a BPF program and its decoder, or a kernel interface; one a file."""

@@ -34,7 +34,8 @@ class PathInquiry:
     """ "probe_paths": `count` probes on every path of a peer at once; answered when `within_ns` is over.
 
     The answer's tuples run over the paths of the peer: names, probes sent and answered, when the last answer came
-    (any answer, 0: never), how long the newest took, and whether there ever was one. `late_ns` is by how much we were late ourselves.
+    (any answer, 0: never), how long the newest took, and whether there ever was one. `late_ns` is by how much we
+    were late ourselves.
     """
 
     def __init__(
@@ -123,7 +124,13 @@ class RouteInquiry:
     """
 
     def __init__(
-        self, inquiry: Inquiry, indices: Sequence[int], batches: Batches, prober: Prober, around: Surroundings, forget: Forget
+        self,
+        inquiry: Inquiry,
+        indices: Sequence[int],
+        batches: Batches,
+        prober: Prober,
+        around: Surroundings,
+        forget: Forget,
     ) -> None:
         self._inquiry, self._prober, self._around, self._forget = inquiry, prober, around, forget
         self._batches = batches

@@ -175,7 +175,9 @@ class LinkWatch(Touchpoint):
 
     def _probe_on(self) -> None:
         self._bursts.clear()
-        self._prober.keep_probing([t for index, t in sorted(self._targets.items()) if index < len(self._paths)])
+        self._prober.keep_probing(
+            [t for index, t in sorted(self._targets.items()) if index < len(self._paths)]
+        )
 
     async def close(self) -> None:
         """Say AdminDown to the peers, stop probing, detach; a pinned reflector goes on answering."""
@@ -200,7 +202,9 @@ class LinkWatch(Touchpoint):
         if back and self._around is not None and self._is_stale(event.entity):
             self._around.spawn(self._reattach(event.entity))
         elif event.kind == "link.gone" and event.entity.name in self._attached:
-            why = AttachError("watch", event.entity.name, "the interface is gone", "it is watched again when it is back")
+            why = AttachError(
+                "watch", event.entity.name, "the interface is gone", "it is watched again when it is back"
+            )
             self._missing[event.entity.name] = why
             log.warning("%s", why)
         elif event.kind == "path.active":
@@ -255,7 +259,9 @@ class LinkWatch(Touchpoint):
             around.emit(Event(alarm.time_ns, entity, "path.silent", fields))
         elif alarm.kind == BACK:
             budget.silent = False
-            around.emit(Event(alarm.time_ns, entity, "path.back", {"sent_ns": alarm.onset_ns, "seq": alarm.seq}))
+            around.emit(
+                Event(alarm.time_ns, entity, "path.back", {"sent_ns": alarm.onset_ns, "seq": alarm.seq})
+            )
         elif alarm.kind == MISSING:
             around.clock.call_at(around.clock.now_ns() + self.interval_ns, lambda: self._rearm(alarm.path))
             fields = {"onset_ns": alarm.onset_ns, "seq": alarm.seq, "count": alarm.count}
@@ -277,7 +283,8 @@ class LinkWatch(Touchpoint):
 
     def _refill(self, now_ns: int) -> None:
         """Once a second: give alarms back, and say what was missed while a path was muted."""
-        assert self._around is not None and self._table is not None
+        assert self._around is not None
+        assert self._table is not None
         for index, budget in enumerate(self._budgets):
             muted = budget.left < 1
             budget.left = min(ALARM_BURST, budget.left + ALARMS_PER_SECOND)
@@ -288,7 +295,11 @@ class LinkWatch(Touchpoint):
                 budget.silent = silent
                 onset = self._table.last_answered_sent_ns(index)
                 kind = "path.silent" if silent else "path.back"
-                fields = {"onset_ns": onset, "seq": 0, "outstanding": 0} if silent else {"sent_ns": onset, "seq": 0}
+                fields = (
+                    {"onset_ns": onset, "seq": 0, "outstanding": 0}
+                    if silent
+                    else {"sent_ns": onset, "seq": 0}
+                )
                 self._around.emit(Event(now_ns, self._entities[index], kind, fields))
         self._listen()
 
@@ -334,7 +345,9 @@ class LinkWatch(Touchpoint):
             indices = [i for i, path in enumerate(self._paths) if path.peer == peer.name]
             times = rounds_of(inquiry)[0]
         elif inquiry.kind == "probe_route":
-            indices = [i for i, owner in self._kernel.routed.items() if owner == peer.name and i in self._targets]
+            indices = [
+                i for i, owner in self._kernel.routed.items() if owner == peer.name and i in self._targets
+            ]
         else:
             return False
         if not indices:

@@ -83,11 +83,14 @@ class Kernel:
         self._base = await load_async(
             spec,
             programs={"stamp" if self.timers else "stamp_untimed", "link_watch_tc"},
-            max_entries={name: max(count, 1) * (2 if name == "peers" else 1) for name in _SHARED if name != "events"},
+            max_entries={
+                name: max(count, 1) * (2 if name == "peers" else 1) for name in _SHARED if name != "events"
+            },
         )
         maps = self._base.maps
         configs, states = maps["configs"], maps["paths"]
-        assert isinstance(configs, ArrayMap) and isinstance(states, ArrayMap)
+        assert isinstance(configs, ArrayMap)
+        assert isinstance(states, ArrayMap)
         self._table = PathTable(configs, states, count, interval_ns)
         self._addresses = {len(paths) + i: owner for i, owner in enumerate(routed)}
         self.routed = {index: peer.name for index, (peer, _) in self._addresses.items()}
@@ -95,9 +98,12 @@ class Kernel:
         self._ring.start()
         return self._table
 
-    def _set_up(self, index: int, secret: bytes, ifindex: int, local: Address, peer: Address, flags: int) -> bytes:
+    def _set_up(
+        self, index: int, secret: bytes, ifindex: int, local: Address, peer: Address, flags: int
+    ) -> bytes:
         """Make a path known to the programs; returns its key in the `peers` map."""
-        assert self._table is not None and self._base is not None
+        assert self._table is not None
+        assert self._base is not None
         values: Mapping[str, object] = {
             "local": list(packed(local)),
             "peer": list(packed(peer)),
@@ -142,13 +148,22 @@ class Kernel:
         return one
 
     async def _attach_programs(self, one: Attachment) -> None:
-        assert self._spec is not None and self._base is not None
+        assert self._spec is not None
+        assert self._base is not None
         reuse: dict[str, Map | int] = {name: self._base.maps[name] for name in _SHARED}
-        modes: tuple[Mode, ...] = {"auto": ("native",), "native": ("native",), "generic": ("generic",)}.get(self._mode, ())  # type: ignore[assignment]
+        modes: tuple[Mode, ...] = {"auto": ("native",), "native": ("native",), "generic": ("generic",)}.get(
+            self._mode, ()
+        )  # type: ignore[assignment]
         for mode in modes:
             try:
                 one.reflector = await one.hooks.join(
-                    one.ifindex, SLOT, self._spec, "link_watch", mode=mode, pin_dir=self._pin_dir(one), reuse=reuse
+                    one.ifindex,
+                    SLOT,
+                    self._spec,
+                    "link_watch",
+                    mode=mode,
+                    pin_dir=self._pin_dir(one),
+                    reuse=reuse,
                 )
             except FeatureError:
                 if self._mode != "auto":
@@ -165,7 +180,9 @@ class Kernel:
         if not (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
             if self._pin == "yes":
                 do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
-                raise DegradedError("pin the reflector of", one.interface, f"{BPFFS} is no writable bpffs", do)
+                raise DegradedError(
+                    "pin the reflector of", one.interface, f"{BPFFS} is no writable bpffs", do
+                )
             word = "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
             if word not in self.degraded:
                 self.degraded.append(word)
@@ -185,7 +202,9 @@ class Kernel:
         for index, (peer, address) in self._addresses.items():
             mine = local.get(len(address.packed))
             if mine is None:
-                self.degraded.append(f"no proof of routes to {peer.name} {address}: the node has no such address")
+                self.degraded.append(
+                    f"no proof of routes to {peer.name} {address}: the node has no such address"
+                )
                 continue
             self._set_up(index, peer.key, 0, mine, address, ANSWERS)
             targets[index] = Target(index, 0, mine, address)
@@ -242,7 +261,11 @@ def source(path: Path) -> Address:
             if family == socket.AF_INET:
                 probe.connect((str(path.address), 862))
             else:
-                scope = socket.if_nametoindex(path.interface) if IPv6Address(int(path.address)).is_link_local else 0
+                scope = (
+                    socket.if_nametoindex(path.interface)
+                    if IPv6Address(int(path.address)).is_link_local
+                    else 0
+                )
                 probe.connect((str(path.address), 862, 0, scope))
             return ip_address(probe.getsockname()[0].split("%")[0])
         except OSError as error:

@@ -170,7 +170,9 @@ class PathTable:
         counters = np.stack([states[name] for name in COUNTERS], axis=1)
         slots = states["window"]
         answered = slots["rtt_ns"] != 0
-        settled = (slots["sent_ns"] > 0) & (answered | (slots["sent_ns"] + self._settled_ns(count)[:, None] < now_ns))
+        settled = (slots["sent_ns"] > 0) & (
+            answered | (slots["sent_ns"] + self._settled_ns(count)[:, None] < now_ns)
+        )
         gauges = np.full((count, 5), np.nan)
         gauges[:, 0] = (states["marks"] & MARK_SILENT) != 0
         seen = states["last_answer_ns"] > 0

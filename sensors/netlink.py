@@ -84,7 +84,8 @@ class Netlink(Touchpoint):
 
     def _lay(self, peers: list[Peer]) -> dict[str, str]:
         """In a thread: find free ids, prepare and lay the standing routes; returns what was found in place."""
-        assert self._messenger is not None and self._around is not None
+        assert self._messenger is not None
+        assert self._around is not None
         topology = self._around.knowledge.topology
         for kind, body in self._messenger.dump(wire.RTM_GETLINK):
             self._decoder.learn(kind, body)
@@ -121,7 +122,9 @@ class Netlink(Touchpoint):
                 if found["protocol"] != wire.PROTOCOL:
                     on = f"route {found['prefix']} metric {found['metric']}"
                     why = f"somebody else's route is there (protocol {found['protocol']})"
-                    raise PermanentError("lay", on, why, "remove it, or set other metrics in [sensors.netlink]")
+                    raise PermanentError(
+                        "lay", on, why, "remove it, or set other metrics in [sensors.netlink]"
+                    )
 
     def _stand(self, routes: PeerRoutes) -> None:
         """Lay the standing routes; one whose link is down cannot be laid now, and is when it is back."""
@@ -190,7 +193,12 @@ class Netlink(Touchpoint):
             if event.fields["protocol"] != wire.PROTOCOL or event.kind == "route.new":
                 return
             peer = next(
-                (p for p, r in self._routes.items() if event.fields["prefix"] in [str(x) for x in r.peer.prefixes]), None
+                (
+                    p
+                    for p, r in self._routes.items()
+                    if event.fields["prefix"] in [str(x) for x in r.peer.prefixes]
+                ),
+                None,
             )
             if peer is None:
                 return
@@ -245,7 +253,9 @@ class Netlink(Touchpoint):
         routes = self._routes.get(peer)
         if self._messenger is None or routes is None or path not in routes.moves:
             known = ", ".join(routes.moves) if routes else ", ".join(self._routes)
-            raise PermanentError(step.action, f"{peer} over {path}", "no such path is prepared", f"known: {known}")
+            raise PermanentError(
+                step.action, f"{peer} over {path}", "no such path is prepared", f"known: {known}"
+            )
         if step.action not in ("use_path", "hold"):
             raise PermanentError(step.action, self.name, "no such action", "known: use_path, hold")
         whole = step.action == "hold" or peer in self._doubtful or peer not in self._current
@@ -295,8 +305,12 @@ class Netlink(Touchpoint):
         names = dict.fromkeys(path.interface for path in topology.paths())
         links = {link.name: link for link in self._decoder.links.values()}
         rows = [links.get(name) for name in names]
-        gauges = np.array([[row.up, row.carrier] if row else [0, 0] for row in rows], dtype=np.float64).reshape(-1, 2)
-        entities = tuple(Entity("link", name, row.ifindex if row else 0) for name, row in zip(names, rows, strict=True))
+        gauges = np.array(
+            [[row.up, row.carrier] if row else [0, 0] for row in rows], dtype=np.float64
+        ).reshape(-1, 2)
+        entities = tuple(
+            Entity("link", name, row.ifindex if row else 0) for name, row in zip(names, rows, strict=True)
+        )
         valid = np.array([row is not None for row in rows], dtype=np.bool_)
         return Frame(
             self._around.clock.now_ns(), SCHEMA, entities, np.zeros((len(rows), 0), np.uint64), gauges, valid
@@ -306,4 +320,3 @@ class Netlink(Touchpoint):
         attached = {f"routes to {peer}": path for peer, path in self._current.items()}
         counts = {**self._counts, "undecoded": self._decoder.undecoded}
         return Status(self._heard is not None, attached, tuple(self._degraded), counts)
-

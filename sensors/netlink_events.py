@@ -13,8 +13,15 @@ from ipaddress import ip_address
 from typing import Final
 
 from mapek.model import Entity, Event, Value
-from mapek.sensors.netlink_wire import RTM_DELNEXTHOP, RTM_DELROUTE, RTM_NEWNEXTHOP, RTM_NEWROUTE, attributes
-from mapek.sensors.netlink_wire import nexthop_fields, split
+from mapek.sensors.netlink_wire import (
+    RTM_DELNEXTHOP,
+    RTM_DELROUTE,
+    RTM_NEWNEXTHOP,
+    RTM_NEWROUTE,
+    attributes,
+    nexthop_fields,
+    split,
+)
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 GROUPS: Final = (1, 5, 9, 7, 11, 32)

@@ -93,7 +93,9 @@ class Messenger:
     """A netlink socket for requests whose acknowledgement comes within the send call, as rtnetlink's do."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
         self._socket.setblocking(False)
         self._socket.bind((0, 0))
 
@@ -159,6 +161,7 @@ def portions(message: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def refusal(code: int, tried: str, on: str) -> NetlinkError | PrivilegeError:
+    """What the kernel's errno says, as an error of ours."""
     if code == errno.EPERM:
         return PrivilegeError(tried, on, "CAP_NET_ADMIN is missing", "run as root or grant the capability")
     return NetlinkError(tried, on, os.strerror(code), "see `ip route` and `ip nexthop`", code=code)
@@ -199,4 +202,3 @@ def nexthop_fields(body: bytes) -> tuple[int, int, int, bytes] | None:
     number = struct.unpack("=I", ident)[0]
     ifindex = struct.unpack("=I", oif)[0] if len(oif) == 4 else 0
     return number, body[2], ifindex, found.get(_NHA_GATEWAY, b"")
-

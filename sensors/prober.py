@@ -101,9 +101,7 @@ class Batch:
             level, kind = socket.IPPROTO_IP, _IP_PKTINFO
         else:
             scope = target.ifindex if IPv6Address(int(target.peer)).is_link_local else 0
-            name = struct.pack(
-                "=HHI16sI", socket.AF_INET6, socket.htons(PORT), 0, target.peer.packed, scope
-            )
+            name = struct.pack("=HHI16sI", socket.AF_INET6, socket.htons(PORT), 0, target.peer.packed, scope)
             info = struct.pack("=16sI", target.local.packed, target.ifindex)
             level, kind = socket.IPPROTO_IPV6, _IPV6_PKTINFO
         head = struct.pack("@Nii", ctypes.sizeof(ctypes.c_size_t) + 8 + len(info), level, kind)
@@ -188,7 +186,9 @@ class Prober:
             # agents of one machine must not all wake in the same microsecond
             self._timer.set(1 + int.from_bytes(os.urandom(4)) % self.interval_ns, self.interval_ns)
             realtime = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
-            self._thread = threading.Thread(target=self._run, args=(realtime,), name="mapek-prober", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, args=(realtime,), name="mapek-prober", daemon=True
+            )
             self._thread.start()
 
     def _run(self, realtime: bool) -> None:

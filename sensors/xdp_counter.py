@@ -118,7 +118,9 @@ class XdpCounter(Touchpoint):
                 ifindex, SLOT, spec, "xdp_counter", mode=self._mode, rodata={"sample_every": self._every}
             )
         except OSError as error:
-            self._missing[name] = AttachError("count on", name, "there is no such interface", "check the name")
+            self._missing[name] = AttachError(
+                "count on", name, "there is no such interface", "check the name"
+            )
             self._missing[name].__cause__ = error
             return
         except (AttachError, DegradedError) as error:
@@ -137,7 +139,12 @@ class XdpCounter(Touchpoint):
         def tell(record: bytes) -> None:
             assert self._around is not None
             one = sample(record)
-            fields: dict[str, Value] = {"bytes": one.bytes, "family": one.family, "protocol": one.protocol, "vlan": one.vlan}
+            fields: dict[str, Value] = {
+                "bytes": one.bytes,
+                "family": one.family,
+                "protocol": one.protocol,
+                "vlan": one.vlan,
+            }
             self._around.emit(Event(one.time_ns, entity, "packet.sampled", fields))
 
         return tell
@@ -158,13 +165,17 @@ class XdpCounter(Touchpoint):
         """Attach again when an interface is back."""
         if event.kind == "link.gone" and event.entity.name in self._attached:
             do = "it is counted again when it is back"
-            self._missing[event.entity.name] = AttachError("count on", event.entity.name, "the interface is gone", do)
+            self._missing[event.entity.name] = AttachError(
+                "count on", event.entity.name, "the interface is gone", do
+            )
         elif event.kind in ("link.new", "link.up") and self._around and self._is_stale(event.entity):
             self._around.spawn(self._reattach(event.entity))
 
     def _is_stale(self, link: Entity) -> bool:
         known = self._attached.get(link.name)
-        return link.name in self._missing or (known is not None and known.entity.generation != link.generation)
+        return link.name in self._missing or (
+            known is not None and known.entity.generation != link.generation
+        )
 
     async def _reattach(self, link: Entity) -> None:
         async with self._turn:
@@ -193,5 +204,7 @@ class XdpCounter(Touchpoint):
         return Frame(now, SCHEMA, entities, counters, np.zeros((len(rows), 0)), valid)
 
     def status(self) -> Status:
-        attached = {name: f"xdp {self._hooks.mode(one.entity.generation)}" for name, one in self._attached.items()}
+        attached = {
+            name: f"xdp {self._hooks.mode(one.entity.generation)}" for name, one in self._attached.items()
+        }
         return Status(bool(attached), attached, tuple(str(error) for error in self._missing.values()))

@@ -1,4 +1,3 @@
-# ruff: noqa: D102  -- what the methods mean is told where the real ones are
 """What stands for link_watch's kernel programs, maps and sockets in virtual time.
 
 The real touchpoint runs above it, alarms, budgets, inquiries and all; these have as many of the methods of

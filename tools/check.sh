@@ -14,7 +14,7 @@ step() {
 
 step $python -m ruff check --output-format concise .
 step $python -m ruff format --check --output-format concise .
-step $python -m mypy -p mapek -p tests -p tools
+step $python -m mypy -p mapek -p tools
 step .venv/bin/lint-imports --no-cache
 
 if $python -m tests.support.machine; then

@@ -1,6 +1,5 @@
 """What the loop publishes, as JSON lines that the lab reads and as lines for people."""
 
-# ruff: noqa: E501 -- lines stand here as they are printed
 from __future__ import annotations
 
 import json
