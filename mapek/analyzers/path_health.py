@@ -64,7 +64,7 @@ class PathHealth(Analyzer):
     Options:
         grace_ms: how long a burst may take at least; the knob between speed and false verdicts. The grace is
             this or four times the 99th percentile of the slowest path's round trip, whichever is longer.
-        false_switches_per_month: budget of the tests on loss, per path, at the highest rate of bursts.
+        false_switches_per_month: budget of the tests on loss, per path, at the highest lasting rate of bursts.
         loss_floor: share of probes lost that the slow test lets pass.
         never_seen_s: after this time a peer that never answered is said to be absent.
     """
@@ -74,7 +74,7 @@ class PathHealth(Analyzer):
     def __init__(self, options: Options) -> None:
         self._grace_ns = int(take(options, "grace_ms", float, 0.5, minimum=0.05, maximum=1000.0) * 1e6)
         budget = take(options, "false_switches_per_month", float, 1.0, minimum=1e-6, maximum=1e6)
-        self._burst_alpha = min(budget * self._grace_ns / 1e9 / MONTH_S, 0.1)
+        self._burst_alpha = min(budget * LASTING_REPEAT_NS / 1e9 / MONTH_S, 0.1)
         self._slow_alpha = min(budget / MONTH_S, 0.1)
         self._floor = take(options, "loss_floor", float, 0.003, minimum=1e-5, maximum=0.2)
         self._never_seen_ns = int(take(options, "never_seen_s", float, 5.0, minimum=0.1) * 1e9)
