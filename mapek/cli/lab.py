@@ -43,6 +43,7 @@ def _open(arguments: argparse.Namespace) -> int:
     import asyncio
 
     from mapek.cli.machine import missing_for_lab
+    from mapek.cli.signals import until_signal
     from mapek.errors import PrivilegeError
 
     topology = _topology(arguments)
@@ -50,7 +51,7 @@ def _open(arguments: argparse.Namespace) -> int:
         raise PrivilegeError("open", "lab", "; ".join(lacks))
     source, _, target = arguments.flow.partition(":")
     profile: Profile | None = None if arguments.no_agents else arguments.profile
-    return asyncio.run(_until_signal(topology, profile, (source, target), arguments.json))
+    return asyncio.run(until_signal(_session(topology, profile, (source, target), arguments.json)))
 
 
 def _topology(arguments: argparse.Namespace) -> Topology:
@@ -69,34 +70,6 @@ def _topology(arguments: argparse.Namespace) -> Topology:
     if kind == "line":
         return line(3 if nodes is None else nodes, 1 if links is None else links)
     return triangle()
-
-
-async def _until_signal(
-    topology: Topology, profile: Profile | None, ends: tuple[str, str], as_json: bool
-) -> int:
-    import asyncio
-    import signal
-
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(_session(topology, profile, ends, as_json))
-    caught: list[int] = []
-    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def stop(number: int) -> None:
-        # A second signal ends the process at once; what it leaves, `mapek lab clean` finds.
-        caught.append(number)
-        for one in watched:
-            loop.remove_signal_handler(one)
-        task.cancel()
-
-    for number in watched:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not caught:
-            raise
-        return 130 if caught[0] == signal.SIGINT else 0
 
 
 async def _session(topology: Topology, profile: Profile | None, ends: tuple[str, str], as_json: bool) -> int:

@@ -34,40 +34,17 @@ def _run(arguments: argparse.Namespace) -> int:
     import logging
 
     from mapek.cli.logs import Log
+    from mapek.cli.signals import until_signal
     from mapek.config import load_config
 
     config = load_config(arguments.config)
     log = Log()
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     try:
-        return asyncio.run(_until_signal(config, log, arguments.json, arguments.wait or config.loop.wait))
+        wait = arguments.wait or config.loop.wait
+        return asyncio.run(until_signal(_work(config, log, arguments.json, wait)))
     finally:
         log.say_held()
-
-
-async def _until_signal(config: Config, log: Log, as_json: bool, wait: bool) -> int:
-    import asyncio
-    import signal
-
-    loop = asyncio.get_running_loop()
-    work = loop.create_task(_work(config, log, as_json, wait))
-    caught: list[int] = []
-    watched = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def stop(number: int) -> None:
-        caught.append(number)
-        for one in watched:
-            loop.remove_signal_handler(one)
-        work.cancel()
-
-    for number in watched:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not caught:
-            raise
-        return 130 if caught[0] == signal.SIGINT else 0
 
 
 async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
