@@ -4,7 +4,7 @@ A suspicion is not a verdict. Silence, a gap or a link that went down makes it a
 once (facts of two years of BFD: fast detection alone fails over falsely, confirmation does not):
 
 * no answer here since the first probe of the burst, answers on another path: this path is dead (without an
-  alarm of its own watchdog, or in the midst of other inquiries, only when a second one says so too);
+  alarm of its own watchdog, or in the midst of other inquiries, only when that lasts for 4 ms);
 * no answer anywhere: nothing is moved; it asks again with a back-off, and then the peer is gone;
 * answers here: not silent. If some are missing, bursts go on until a sequential test against the other paths
   decides, so that loss which befalls all paths alike never moves traffic.
@@ -35,7 +35,9 @@ QUIET_BURSTS: Final = 14
 
 BUSY_NS: Final = 5_000_000
 """An inquiry so soon after another finds the machine busy with the probes themselves, which can hide a link's
-answers for a moment; so can anything where no watchdog has barked. Then one unanswered inquiry is not enough."""
+answers for a moment; so can anything where no watchdog has barked. Then it must stay so for a while."""
+
+BUSY_PATIENCE_NS: Final = 4_000_000
 
 RECOVERY_BURSTS: Final = 3
 """Bursts without a loss that make a dead path well again."""
@@ -191,11 +193,12 @@ class PathHealth(Analyzer):
         again = False
         for name, path in peer.paths.items():
             if path in alive:
-                path.unanswered = 0
+                path.unanswered_ns = 0
                 yield from self._lives(path, event, answer.missing(name), answer.round_trip_ns[name])
             elif path.state in ("well", "gray"):
-                path.unanswered += 1
-                if path.unanswered > (busy or not path.silent):
+                path.unanswered_ns = path.unanswered_ns or answer.asked_ns
+                patience = BUSY_PATIENCE_NS if busy or not path.silent else 0
+                if event.time_ns - path.unanswered_ns >= patience:
                     yield from self._died(path, alive, answer, event)
                 else:
                     again = True
@@ -347,7 +350,7 @@ class PathHealth(Analyzer):
                     since = frame.time_ns - (int(answer_age * 1e9) if answer_age == answer_age else 0)
                     yield from self._silent(peer, path, frame.time_ns, since)
             elif heard and (path.silent or path.state == "dead"):
-                path.silent = False
+                path.silent, path.unanswered_ns = False, 0
                 yield from self._back(peer, path)
             p99 = float(frame.gauges[row, rtt])
             if p99 == p99:

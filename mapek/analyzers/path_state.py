@@ -46,8 +46,8 @@ class PathState:
     ever: bool = False
     """There was an answer once."""
     suspected: bool = False
-    unanswered: int = 0
-    """Inquiries in a row without an answer here, while another path answered."""
+    unanswered_ns: int = 0
+    """When the first of the inquiries in a row was asked that found no answer here, while another path answered."""
     missed: float = 0.0
     """Share of probes lost in the last bursts (`lost`: of the steady ones, in the last seconds): it chooses
     whom a path is compared with. The present counts must not: the luckiest of several is better than any."""
