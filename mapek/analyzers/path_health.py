@@ -34,7 +34,7 @@ QUIET_BURSTS: Final = 14
 """Bursts in a row without a loss that end an inquiry about it: 112 probes, clean once in 300 at 5 % loss."""
 
 BUSY_NS: Final = 5_000_000
-"""An inquiry so soon after another finds the machine busy with the probes themselves, which can hide a link's
+"""An inquiry so soon after burst upon burst finds the machine busy with the probes themselves, which can hide a link's
 answers for a moment; so can anything where no watchdog has barked. Then it must stay so for a while."""
 
 BUSY_PATIENCE_NS: Final = 4_000_000
@@ -188,8 +188,7 @@ class PathHealth(Analyzer):
             yield from self._nobody(peer, event)
             return
         yield from self._somebody(peer, event)
-        busy = answer.asked_ns - peer.answered_ns < BUSY_NS
-        peer.answered_ns = event.time_ns
+        busy = answer.asked_ns - peer.bursts_ns < BUSY_NS
         again = False
         for name, path in peer.paths.items():
             if path in alive:
@@ -211,6 +210,7 @@ class PathHealth(Analyzer):
             if sent := answer.sent.get(path.entity.name):
                 path.missed += (answer.missing(path.entity.name) / sent - path.missed) * MEMORY
         if again:
+            peer.bursts_ns = event.time_ns
             yield from self._ask(peer, self._pause(peer))
 
     def _pause(self, peer: PeerState) -> int:

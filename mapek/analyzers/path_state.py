@@ -63,8 +63,8 @@ class PeerState:
     asking: str = ""
     due_ns: int = 0
     """When the answer must have come; later it never will."""
-    answered_ns: int = 0
-    """When the last inquiry ended."""
+    bursts_ns: int = 0
+    """When an inquiry last led to another at once."""
     repeats: int = 0
     credit: float = 0.0
     paid_ns: int = 0
