@@ -156,7 +156,7 @@ class _Kernel:
     async def detach(self, one: _Attachment, *, keep: bool = False) -> None:
         """There is nothing to take off."""
 
-    async def close(self, attached: Mapping[str, _Attachment]) -> None:
+    async def close(self, attached: Mapping[str, _Attachment], *, keep: bool) -> None:
         self._mesh.stop()
 
 

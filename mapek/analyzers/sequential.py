@@ -55,10 +55,8 @@ class BurstTest:
     """Paired bursts on two paths, for losses of a few percent and more.
 
     >>> test = BurstTest(alpha=1e-9)
-    >>> sum(not test.update(4, 8, 0, 8) for _ in range(20))
-    [False, False, False, False, False, False]
-    >>> test.update(4, 8, 0, 8)
-    True
+    >>> sum(not test.update(4, 8, 0, 8) for _ in range(20))  # bursts before the alarm
+    7
     """
 
     def __init__(self, alpha: float) -> None:

@@ -140,4 +140,6 @@ def test_examples_are_good_configurations(tmp_path: Path) -> None:
         for name in ("keys/attic.key", "keys/b.key"):
             (tmp_path / name).write_text("ab" * 32)
             (tmp_path / name).chmod(0o600)
-        assert parse_config(text, tmp_path / example.name).topology.peers
+        found = parse_config(text, tmp_path / example.name)
+        assert found.sensors
+        assert bool(found.topology.peers) == ("[[peer]]" in text)
