@@ -52,6 +52,21 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """One way in which a touchpoint can work.
+
+    Args:
+        name: as its option and its status call it ("tp_btf").
+        needs: capabilities ("CAP_BPF") and features of `mapek.bpf.features` ("ringbuf"), all of them.
+        gives: what is better with it than with the next one, for people.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    gives: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the loop hands to a touchpoint when it opens it.
 
@@ -87,6 +102,8 @@ class Touchpoint:
 
     name: ClassVar[str]
     kind: ClassVar[Literal["sensor", "effector"]] = "sensor"
+    variants: ClassVar[tuple[Variant, ...]] = ()
+    """The ways in which it can work, the best first; empty for one that needs nothing special."""
     period_ns: int = 1_000_000_000
     """How often Monitor calls `read`; 0 for a touchpoint that only emits events."""
 

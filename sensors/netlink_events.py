@@ -33,12 +33,12 @@ _MAIN: Final = 254
 _IFLA_IFNAME, _IFA_ADDRESS, _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 3, 1, 1, 4, 6
 
 
-def subscribe() -> socket.socket:
-    """A non-blocking socket that hears all of `GROUPS`. A group that the kernel lacks (nexthop, 5.3) is left out."""
+def subscribe(groups: Iterable[int] = GROUPS) -> socket.socket:
+    """A non-blocking socket that hears `groups`. A group that the kernel lacks (nexthop, 5.3) is left out."""
     heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     heard.setblocking(False)
     heard.bind((0, 0))
-    for group in GROUPS:
+    for group in groups:
         try:
             heard.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
         except OSError:

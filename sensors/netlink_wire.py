@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ _MAIN, _UNICAST = 254, 1
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY = 1, 5, 6
 _ONLINK: Final = 4
 AT_ONCE: Final = 64
+DUMP_PATIENCE_S: Final = 2.0
 _HEADER = struct.Struct("=IHHII")
 _ERROR: Final = 2
 _DONE: Final = 3
@@ -125,12 +127,22 @@ class Messenger:
         size = {RTM_GETROUTE: 12, RTM_GETLINK: 16}.get(kind, 8)
         self._socket.send(_message(kind, REQUEST | DUMP, bytes([family]).ljust(size, b"\0")))
         while True:
-            for answered, body in split(self._socket.recv(1 << 20)):
+            for answered, body in split(self._next_part()):
                 if answered == _DONE:
                     return
                 if answered == _ERROR:
                     raise refusal(-struct.unpack_from("=i", body)[0], "dump", "routes")
                 yield answered, body
+
+    def _next_part(self) -> bytes:
+        """The next datagram of a dump. On a busy machine it was seen to come later than the request returns."""
+        try:
+            return self._socket.recv(1 << 20)
+        except BlockingIOError as error:
+            if not select.select([self._socket], [], [], DUMP_PATIENCE_S)[0]:
+                why = f"the kernel says nothing for {DUMP_PATIENCE_S:g} s"
+                raise NetlinkError("dump", "rtnetlink", why, "try again", code=errno.EAGAIN) from error
+            return self._socket.recv(1 << 20)
 
     def get_nexthop(self, ident: int) -> bytes | None:
         """The body of RTM_NEWNEXTHOP as the kernel has it now, or None."""

@@ -6,29 +6,28 @@ frames as one where the driver merges before XDP (generic mode after GRO). Costs
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from socket import if_nametoindex
 from struct import Struct
 from typing import ClassVar, Final
 
 import numpy as np
 
-from mapek.bpf import LoadedObject, ObjectSpec, PerCpuArrayMap, RingBuffer, object_path
+from mapek.bpf import ObjectSpec, PerCpuArrayMap, RingBuffer, object_path
 from mapek.bpf.worker import in_thread
-from mapek.bpf.xdp import Mode
 from mapek.config.options import take, take_strings
-from mapek.contracts import Options, Status, Surroundings, Touchpoint
-from mapek.errors import AttachError, DegradedError, MapekError
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema, Value
 from mapek.sensors.hooks import Hooks
+from mapek.sensors.ingress import Ingress, IngressProgram, join_ingress
+from mapek.sensors.interfaces import Interfaces
 
 FAMILIES: Final = ("ipv4", "ipv6", "other")
 PROTOCOLS: Final = ("tcp", "udp", "icmp", "other")
 SLOT: Final = "xdp_counter"
 _SAMPLE = Struct("=QIIBBBB4x")
+_KEPT: Final = ("counters", "sampling")
 
 
 def _column(name: str, unit: str, help_text: str) -> list[Metric]:
@@ -67,11 +66,29 @@ def sample(record: bytes) -> Sample:
 
 
 @dataclass(slots=True)
-class _Attached:
-    entity: Entity
-    loaded: LoadedObject
+class _Counting:
+    """One interface: what is attached, and its readers."""
+
+    ingress: Ingress
     counters: PerCpuArrayMap
+    sampling: PerCpuArrayMap
     ring: RingBuffer | None
+
+    @property
+    def entity(self) -> Entity:
+        return self.ingress.entity
+
+    @property
+    def where(self) -> str:
+        return self.ingress.where
+
+    async def leave(self) -> None:
+        if self.ring is not None:
+            self.ring.close()
+        await self.ingress.leave()
+
+    def close(self) -> None:
+        self.ingress.close()
 
 
 class XdpCounter(Touchpoint):
@@ -86,54 +103,43 @@ class XdpCounter(Touchpoint):
     """
 
     name: ClassVar[str] = "xdp_counter"
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant("xdp", ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "xdp_link")),
+    )
 
     def __init__(self, options: Options) -> None:
-        self._interfaces = take_strings(options, "interfaces")
-        mode = take(options, "mode", str, "auto", choices=("auto", "native", "generic"))
-        self._mode: Mode = "native" if mode == "native" else "generic" if mode == "generic" else "auto"
+        self._names = take_strings(options, "interfaces")
+        self._mode = take(options, "mode", str, "auto", choices=("auto", "native", "generic"))
         self._every = take(options, "sample_every", int, 0, minimum=0, maximum=2**31)
         self._around: Surroundings | None = None
-        self._hooks = Hooks()
-        self._attached: dict[str, _Attached] = {}
-        self._missing: dict[str, MapekError] = {}
-        self._turn = asyncio.Lock()
-        """An interface that comes back is heard of several times."""
+        self._program: IngressProgram | None = None
+        self._interfaces = Interfaces("count on", self._attach)
+        self._lost: dict[str, int] = {}
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
-        self._hooks = surroundings.shared(Hooks)
-        paths = surroundings.knowledge.topology.paths()
-        for name in self._interfaces or tuple(dict.fromkeys(path.interface for path in paths)):
-            await self._attach(name)
-        if self._missing and not self._attached:
-            raise next(iter(self._missing.values()))
+        spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
+        self._program = IngressProgram(spec, SLOT, "xdp_counter")
+        await self._interfaces.open(surroundings, self._names)
 
-    async def _attach(self, name: str) -> None:
+    async def _attach(self, link: Entity, former: _Counting | None) -> _Counting:
         assert self._around is not None
-        try:
-            ifindex = if_nametoindex(name)
-            spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
-            loaded = await self._hooks.join(
-                ifindex, SLOT, spec, "xdp_counter", mode=self._mode, rodata={"sample_every": self._every}
-            )
-        except OSError as error:
-            self._missing[name] = AttachError(
-                "count on", name, "there is no such interface", "check the name"
-            )
-            self._missing[name].__cause__ = error
-            return
-        except (AttachError, DegradedError) as error:
-            self._missing[name] = error
-            return
-        self._missing.pop(name, None)
-        counters = loaded.maps["counters"]
-        assert isinstance(counters, PerCpuArrayMap)
+        assert self._program is not None
+        ingress = await join_ingress(
+            self._around.shared(Hooks),
+            link,
+            self._program,
+            self._mode,
+            rodata={"sample_every": self._every},
+            reuse={} if former is None else {name: former.ingress.loaded.maps[name] for name in _KEPT},
+        )
+        counters, sampling = (ingress.loaded.map(name, PerCpuArrayMap) for name in _KEPT)
         ring = None
         if self._every:
-            ring = RingBuffer(loaded.maps["samples"], self._teller(Entity("link", name, ifindex)))
+            ring = RingBuffer(ingress.loaded.maps["samples"], self._teller(link))
             ring.start()
-        self._attached[name] = _Attached(Entity("link", name, ifindex), loaded, counters, ring)
+        return _Counting(ingress, counters, sampling, ring)
 
     def _teller(self, entity: Entity) -> Callable[[bytes], None]:
         def tell(record: bytes) -> None:
@@ -150,61 +156,28 @@ class XdpCounter(Touchpoint):
         return tell
 
     async def close(self) -> None:
-        attached, self._attached = self._attached, {}
-        self._missing.clear()
-        for one in attached.values():
-            await self._detach(one)
-
-    async def _detach(self, one: _Attached) -> None:
-        if one.ring is not None:
-            one.ring.close()
-        await self._hooks.leave(one.entity.generation, SLOT)
-        one.loaded.close()
-
-    def on_event(self, event: Event) -> None:
-        """Attach again when an interface is back."""
-        if event.kind == "link.gone" and event.entity.name in self._attached:
-            do = "it is counted again when it is back"
-            self._missing[event.entity.name] = AttachError(
-                "count on", event.entity.name, "the interface is gone", do
-            )
-        elif event.kind in ("link.new", "link.up") and self._around and self._is_stale(event.entity):
-            self._around.spawn(self._reattach(event.entity))
-
-    def _is_stale(self, link: Entity) -> bool:
-        known = self._attached.get(link.name)
-        return link.name in self._missing or (
-            known is not None and known.entity.generation != link.generation
-        )
-
-    async def _reattach(self, link: Entity) -> None:
-        async with self._turn:
-            if not self._is_stale(link):
-                return
-            known = self._attached.pop(link.name, None)
-            if known is not None:
-                await self._detach(known)
-            await self._attach(link.name)
+        await self._interfaces.close()
 
     def schema(self) -> Schema:
         return SCHEMA
 
     def read(self) -> Frame | None:
-        """One row per interface: one batch read each, summed over the CPUs."""
-        if self._around is None or not self._attached:
+        """One row per interface: one batch read each, summed over the CPUs; one that is away keeps its counts."""
+        rows = list(self._interfaces.attached.values())
+        if self._around is None or not rows:
             return None
-        rows = list(self._attached.values())
         counters = np.zeros((len(rows), len(SCHEMA.counters)), dtype=np.uint64)
         for index, one in enumerate(rows):
             # a value is (packets, bytes); the schema has all packets first
             counters[index] = one.counters.summed()[1].T.ravel()
+            if self._every:
+                self._lost[one.entity.name] = int(one.sampling.summed()[1].ravel()[1])
         valid = np.ones(len(rows), dtype=np.bool_)
         entities = tuple(one.entity for one in rows)
         now = self._around.clock.now_ns()
         return Frame(now, SCHEMA, entities, counters, np.zeros((len(rows), 0)), valid)
 
     def status(self) -> Status:
-        attached = {
-            name: f"xdp {self._hooks.mode(one.entity.generation)}" for name, one in self._attached.items()
-        }
-        return Status(bool(attached), attached, tuple(str(error) for error in self._missing.values()))
+        attached = self._interfaces.places()
+        counts = {"ring_drops": sum(self._lost.values())} if self._every else {}
+        return Status(bool(attached), attached, self._interfaces.troubles(), counts)

@@ -9,6 +9,7 @@ reports left-overs, for machines where other work with BPF goes on at the same t
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -32,6 +33,9 @@ def _needs(item: pytest.Item) -> tuple[str, ...]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Remember the machine as it was."""
+    # A shell's background job ignores SIGINT, and children would inherit that: half of what ends them would not.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     leaks.mark_children()
     config.stash[_before] = leaks.snapshot()
     config.stash[_first_seen] = {}

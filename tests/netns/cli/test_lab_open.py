@@ -50,7 +50,7 @@ def _of(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def test_a_script_sees_a_link_healed():
     script = "wait 0.3\nstatus\ndrop l0\nwait 0.5\nstatus\nclear l0\nquit\nnever\n"
-    records, error = _script(script, "--profile", "fast")
+    records, error = _script(script, "--profile", "default")
     assert error == ""
     assert [node["node"] for node in _of(records, "node")] == ["a", "b"]
     assert {wire["wire"] for wire in _of(records, "wire")} == {"l0", "l1"}

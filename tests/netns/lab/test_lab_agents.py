@@ -42,7 +42,8 @@ asyncio.run(main())
 
 async def test_both_nodes_heal_on_their_own():
     series = (Series(DROP_BOTH, 2), Series(DROP_AB, 1), Series(DROP_BOTH, 1, family=6))
-    result = await run_campaign(Mapek("fast"), series, [Spell(0.5)])
+    # Three lost probes are 3 ms in the fast profile: on a busy test machine a node may have moved by itself.
+    result = await run_campaign(Mapek("default"), series, [Spell(0.5)])
     assert result.healed
     for one in result.series:
         for trial in one.trials:

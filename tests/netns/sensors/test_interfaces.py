@@ -34,6 +34,17 @@ def frame_of(touchpoint):
     return found
 
 
+def udp(counter, interface):
+    """IPv4 UDP packets that it counted on an interface."""
+    frame = frame_of(counter)
+    row = [entity.name for entity in frame.entities].index(interface)
+    return sum(
+        int(value)
+        for metric, value in zip(frame.schema.counters, frame.counters[row], strict=True)
+        if metric.unit == "packets" and {("family", "ipv4"), ("protocol", "udp")} <= set(metric.labels)
+    )
+
+
 def reply(heard):
     """Is the next frame the reply to `other.probe`?"""
     try:
@@ -212,23 +223,51 @@ async def test_the_counter_counts_what_arrives(other):
 
 
 async def test_the_counter_follows_its_interface(other):
+    """It hears of its interfaces by itself, and goes on counting where it was."""
     node, counter = Node(topology()), XdpCounter({})
     try:
         await counter.open(node.surroundings)
-        run("ip link del l0")
-        counter.on_event(link("link.gone", "l0"))
-        assert any("l0: the interface is gone" in word for word in counter.status().degraded)
-        other.lay(0)
-        for kind in ("link.new", "link.up"):
-            counter.on_event(link(kind, "l0"))
-        await node.settled()
-        assert counter.status().attached == {"l0": "xdp native", "l1": "xdp native"}
         for seq in range(1, 4):
             other.probe(0, seq)
-        await node.until(lambda: frame_of(counter).counters.max() >= 3)
+        await node.until(lambda: udp(counter, "l0") == 3)
+        run("ip link del l0")
+        await node.until(lambda: counter.status().degraded)
+        assert "l0: the interface is gone" in counter.status().degraded[0]
+        assert counter.status().attached == {"l1": "xdp native"}
+        assert udp(counter, "l0") == 3
+        other.lay(0)
+        await node.until(lambda: "l0" in counter.status().attached)
+        await node.settled()
+        assert counter.status().attached == {"l0": "xdp native", "l1": "xdp native"}
+        assert not counter.status().degraded
+        for seq in range(1, 5):
+            other.probe(0, seq)
+        await node.until(lambda: udp(counter, "l0") == 3 + 4)
         assert {entity.generation for entity in frame_of(counter).entities} == {
             socket.if_nametoindex("l0"), socket.if_nametoindex("l1")
         }  # fmt: skip
+    finally:
+        await node.close(counter)
+
+
+async def test_another_interface_takes_the_name(other):
+    """The one with the configured name is counted on; a renamed one is let go when its name is taken."""
+    node, counter = Node(topology()), XdpCounter({"interfaces": ["l1"]})
+    try:
+        await counter.open(node.surroundings)
+        first = socket.if_nametoindex("l1")
+        run("ip link set l1 down")
+        run("ip link set l1 name away")
+        run("ip link set away up")
+        await asyncio.sleep(0)
+        assert counter.status().attached == {"l1": "xdp native"}
+        run("ip link set l0 down")
+        run("ip link set l0 name l1")
+        second = socket.if_nametoindex("l1")
+        await node.until(lambda: frame_of(counter).entities[0].generation == second)
+        await node.settled()
+        assert read_xdp(first) is None
+        assert read_xdp(second) is not None
     finally:
         await node.close(counter)
 

@@ -1,0 +1,121 @@
+"""Joins what arrives on an interface: in its XDP chain, or by tc where XDP cannot be had.
+
+tc comes after the driver has made an skb, which costs some 100 ns a packet more, and it sees merged frames where
+the driver merges; but every interface has it, and foreign programs do not stand in its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mapek.bpf import LoadedObject, ObjectSpec, attach_tc_async, load_async
+from mapek.bpf.maps import Map
+from mapek.bpf.tc import TcLink
+from mapek.bpf.xdp import Mode
+from mapek.config.options import take
+from mapek.contracts import Options
+from mapek.errors import AttachError, FeatureError
+from mapek.model import Entity
+from mapek.sensors.hooks import Hooks
+
+MODES = ("auto", "native", "generic", "tc")
+
+
+def take_mode(options: Options) -> str:
+    """The option `mode`: "auto" (XDP by the driver, else tc), "native", "generic" or "tc"."""
+    return take(options, "mode", str, "auto", choices=MODES)
+
+
+@dataclass(frozen=True, slots=True)
+class IngressProgram:
+    """The programs of one object for one place: `xdp` for `slot` of the chain, `tc` for a tc hook ("": none)."""
+
+    spec: ObjectSpec
+    slot: str
+    xdp: str
+    tc: str = ""
+
+
+@dataclass(slots=True)
+class Ingress:
+    """One interface joined: an `Attachment` of `mapek.sensors.interfaces`.
+
+    `where` says how: "xdp native", "xdp generic", "tc tcx" or "tc clsact"; `why` what stood in XDP's way, if tc was
+    not asked for.
+    """
+
+    entity: Entity
+    loaded: LoadedObject
+    where: str
+    why: str = ""
+    _hooks: Hooks | None = None
+    _slot: str = ""
+    _links: list[TcLink] = field(default_factory=list)
+
+    async def leave(self) -> None:
+        """Take the program off; its maps stay open."""
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            await hooks.leave(self.entity.generation, self._slot)
+        links, self._links = self._links, []
+        for link in links:
+            await link.detach_async()
+
+    def close(self) -> None:
+        """Close programs and maps."""
+        self.loaded.close()
+
+
+async def join_ingress(
+    hooks: Hooks,
+    link: Entity,
+    program: IngressProgram,
+    mode: str = "auto",
+    *,
+    rodata: Mapping[str, int | bytes] | None = None,
+    reuse: Mapping[str, Map | int] | None = None,
+    max_entries: Mapping[str, int] | None = None,
+) -> Ingress:
+    """Load the program for `link` (generation: ifindex) and let it run on what arrives there.
+
+    Args:
+        mode: one of `MODES`; "auto" takes tc where the driver has no XDP or another program holds its hook. A
+            program without tc goes by generic XDP then.
+        rodata, reuse, max_entries: as for `mapek.bpf.load`.
+
+    Raises:
+        AttachError, FeatureError, PrivilegeError, VerifierError: as `mapek.bpf.load` and the attachments.
+    """
+    why = ""
+    if mode != "tc":
+        wanted: Mode = "generic" if mode == "generic" else "native"
+        if mode == "auto" and not program.tc:
+            wanted = "auto"
+        try:
+            loaded = await hooks.join(
+                link.generation,
+                program.slot,
+                program.spec,
+                program.xdp,
+                mode=wanted,
+                rodata=rodata,
+                reuse=reuse,
+                max_entries=max_entries,
+            )
+        except (AttachError, FeatureError) as error:
+            if mode != "auto" or not program.tc:
+                raise
+            why = str(error)
+        else:
+            where = f"xdp {hooks.mode(link.generation)}"
+            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot)
+    loaded = await load_async(
+        program.spec, programs={program.tc}, rodata=rodata, reuse=reuse, max_entries=max_entries
+    )
+    try:
+        attached = await attach_tc_async(loaded.programs[program.tc], link.generation, "ingress")
+    except BaseException:
+        loaded.close()
+        raise
+    return Ingress(link, loaded, f"tc {attached.way}", why, _links=[attached])

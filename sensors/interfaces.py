@@ -1,0 +1,142 @@
+"""Keeps a sensor attached to its interfaces while they vanish, come back and change their names.
+
+The former attachment is handed to the next one, which goes on with its maps: what was counted stays counted. An
+interface is known by the name it was configured with; while it is away, its last counts are still read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from mapek.contracts import Surroundings
+from mapek.errors import AttachError, DegradedError, MapekError
+from mapek.model import Entity, Event
+from mapek.sensors.links import Links
+
+log = logging.getLogger("mapek")
+
+
+class Attachment(Protocol):
+    """What a sensor has on one interface."""
+
+    @property
+    def entity(self) -> Entity:
+        """The link: configured name, and ifindex as generation."""
+
+    @property
+    def where(self) -> str:
+        """How it is attached, for people: "xdp native"."""
+
+    async def leave(self) -> None:
+        """Take the programs off; the maps stay readable. Twice is fine."""
+
+    def close(self) -> None:
+        """Close the maps too; twice is fine."""
+
+
+A = TypeVar("A", bound=Attachment)
+
+
+class Interfaces(Generic[A]):
+    """The interfaces of one sensor. `attached` and `missing` are by configured name.
+
+    Args:
+        verb: what the sensor does on an interface, for messages ("count on").
+        attach: attaches to a link; gets the former attachment under this name, whose maps are still open.
+    """
+
+    def __init__(self, verb: str, attach: Callable[[Entity, A | None], Awaitable[A]]) -> None:
+        self.attached: dict[str, A] = {}
+        self.missing: dict[str, MapekError] = {}
+        self._verb, self._attach_to = verb, attach
+        self._names: frozenset[str] = frozenset()
+        self._around: Surroundings | None = None
+        self._links: Links | None = None
+        self._turn = asyncio.Lock()
+
+    async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
+        """Attach to each of `names`, by default the interfaces of all paths.
+
+        Raises the first error when it could attach to none; the others are in `missing`, and tried again when
+        the kernel says that the interface is there.
+        """
+        self._around = around
+        wanted = tuple(names) or tuple(path.interface for path in around.knowledge.topology.paths())
+        self._names = frozenset(wanted)
+        links = around.shared(Links)
+        await links.join(self._hear, around.clock.now_ns)
+        self._links = links
+        for name in dict.fromkeys(wanted):
+            async with self._turn:
+                await self._attach(name)
+        if self.missing and not self.attached:
+            raise next(iter(self.missing.values()))
+
+    async def close(self) -> None:
+        """Take everything off and close it; twice is fine."""
+        if self._around is not None:
+            # Also where `open` was cancelled while it joined.
+            self._around.shared(Links).leave(self._hear)
+        self._around = self._links = None
+        attached, self.attached = self.attached, {}
+        self.missing.clear()
+        for one in attached.values():
+            await one.leave()
+            one.close()
+
+    def places(self) -> dict[str, str]:
+        """Where each interface is attached now, for `Status.attached`; those that are away are left out."""
+        return {name: one.where for name, one in self.attached.items() if name not in self.missing}
+
+    def troubles(self) -> tuple[str, ...]:
+        """What is missing and why, a line each, for `Status.degraded`."""
+        return tuple(str(error) for error in self.missing.values())
+
+    async def _attach(self, name: str) -> None:
+        former = self.attached.get(name)
+        try:
+            entity = Entity("link", name, socket.if_nametoindex(name))
+        except OSError as error:
+            do = "check the name; it is attached to when it is there"
+            self.missing[name] = AttachError(self._verb, name, "there is no such interface", do)
+            self.missing[name].__cause__ = error
+            return
+        if former is not None:
+            if former.entity == entity and name not in self.missing:
+                return
+            await former.leave()
+        try:
+            now = await self._attach_to(entity, former)
+        except (AttachError, DegradedError) as error:
+            self.missing[name] = error
+            return
+        self.attached[name] = now
+        self.missing.pop(name, None)
+        if former is not None:
+            former.close()
+
+    def _hear(self, event: Event) -> None:
+        name, ifindex = event.entity.name, event.entity.generation
+        if event.kind == "link.gone":
+            for known in self.attached.values():
+                if known.entity.generation == ifindex:
+                    self._lost(known.entity.name)
+        elif event.kind in ("link.new", "link.up", "link.renamed") and name in self._names:
+            former = self.attached.get(name)
+            stale = former is None or former.entity.generation != ifindex or name in self.missing
+            if stale and self._around is not None:
+                self._around.spawn(self._again(name))
+
+    def _lost(self, name: str) -> None:
+        why = AttachError(self._verb, name, "the interface is gone", "it goes on when the interface is back")
+        self.missing[name] = why
+        log.warning("%s", why)
+
+    async def _again(self, name: str) -> None:
+        async with self._turn:
+            if self._around is not None:
+                await self._attach(name)

@@ -1,0 +1,91 @@
+"""Tells the sensors of one loop which interfaces come, go and change their name, as the kernel says it.
+
+One rtnetlink socket for all of them, opened for the first and closed after the last, so that a sensor needs no
+other touchpoint to hear of its interface. An overrun is answered with a dump, of which only changes are told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
+
+from mapek.bpf.worker import in_thread
+from mapek.model import Event
+from mapek.sensors import netlink_wire as wire
+from mapek.sensors.netlink_events import Decoder, subscribe
+
+Hear = Callable[[Event], None]
+
+_RTNLGRP_LINK: Final = 1
+
+
+class Links:
+    """The links of the network namespace in which it was first joined; share it by `Surroundings.shared`."""
+
+    def __init__(self) -> None:
+        self.overruns = 0
+        self._decoder = Decoder()
+        self._listeners: list[Hear] = []
+        self._heard: socket.socket | None = None
+        self._now_ns: Callable[[], int] = lambda: 0
+        self._lock = asyncio.Lock()
+
+    async def join(self, hear: Hear, now_ns: Callable[[], int]) -> None:
+        """Call `hear` with each "link.new", "link.up", "link.down", "link.renamed" and "link.gone" from now on.
+
+        Raises OSError when there is no netlink socket to be had.
+        """
+        async with self._lock:
+            if self._heard is None:
+                heard = subscribe((_RTNLGRP_LINK,))
+                try:
+                    dump = await in_thread(_dump)
+                except BaseException:
+                    heard.close()
+                    raise
+                self._decoder = Decoder()
+                for kind, body in dump:
+                    self._decoder.learn(kind, body)
+                self._heard, self._now_ns = heard, now_ns
+                asyncio.get_running_loop().add_reader(heard.fileno(), self._read)
+            self._listeners.append(hear)
+
+    def leave(self, hear: Hear) -> None:
+        """No more calls; twice is fine."""
+        if hear in self._listeners:
+            self._listeners.remove(hear)
+        if not self._listeners and self._heard is not None:
+            asyncio.get_running_loop().remove_reader(self._heard.fileno())
+            self._heard.close()
+            self._heard = None
+
+    def _read(self) -> None:
+        lost = False
+        while self._heard is not None:
+            try:
+                data = self._heard.recv(65536)
+            except BlockingIOError:
+                break
+            except OSError:
+                # ENOBUFS: the kernel had more to say than the socket could hold
+                self.overruns += 1
+                lost = True
+                continue
+            for event in self._decoder.events(data, self._now_ns):
+                self._tell(event)
+        if lost and self._heard is not None:
+            # At once: what a thread brought would be older than what is heard meanwhile.
+            for event in self._decoder.refreshed(_dump(), self._now_ns()):
+                self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        for hear in tuple(self._listeners):
+            hear(event)
+
+
+def _dump() -> list[tuple[int, bytes]]:
+    with closing(wire.Messenger()) as messenger:
+        return list(messenger.dump(wire.RTM_GETLINK))

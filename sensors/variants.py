@@ -1,0 +1,55 @@
+"""Chooses the way in which a sensor works here: the best of its variants whose needs are met.
+
+Asks the same probes as `mapek doctor`, so that both say the same. A need whose probe does not know is taken for
+met: the attempt shows it, and a wrong "no" would hide a sensor that works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mapek.bpf import features, syscall
+from mapek.contracts import Variant
+from mapek.errors import FeatureError, MapekError, PrivilegeError
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`variant` is what to use; `passed_over` says why not each better one, by name."""
+
+    variant: Variant
+    passed_over: Mapping[str, str]
+
+    def degraded(self) -> tuple[str, ...]:
+        """A line for each better variant, for `Status.degraded`."""
+        return tuple(f"{self.variant.name}, not {name}: {why}" for name, why in self.passed_over.items())
+
+
+def missing(variant: Variant) -> str:
+    """Why `variant` cannot be used here, in words; "" when it can. Blocks for milliseconds: use a thread."""
+    if lacking := syscall.missing_capabilities(*(n for n in variant.needs if n.startswith("CAP_"))):
+        return f"{' and '.join(lacking)} missing"
+    for need in variant.needs:
+        if not need.startswith("CAP_") and features.probe(need) is features.Answer.NO:
+            return f"this kernel has no {need} ({features.since(need)})"
+    return ""
+
+
+def choose(sensor: str, variants: Sequence[Variant], forced: str = "auto") -> Choice:
+    """The first of `variants` that can be used; with `forced`, that one or none. Blocks: use a thread.
+
+    Raises:
+        PrivilegeError: only capabilities are missing. FeatureError: the kernel has not what any of them needs.
+    """
+    considered = [one for one in variants if forced in ("auto", one.name)]
+    why = {one.name: missing(one) for one in considered}
+    for index, one in enumerate(considered):
+        if not why[one.name]:
+            return Choice(one, {better.name: why[better.name] for better in considered[:index]})
+    words = "; ".join(f"{name}: {reason}" for name, reason in why.items())
+    kind: type[MapekError] = FeatureError
+    do = "leave this sensor out, or use a kernel that has it"
+    if any(reason.startswith("CAP_") for reason in why.values()):
+        kind, do = PrivilegeError, "run as root or grant it"
+    raise kind("open", sensor, words or f"there is no variant {forced!r}", do)
