@@ -104,6 +104,8 @@ class Touchpoint:
     kind: ClassVar[Literal["sensor", "effector"]] = "sensor"
     variants: ClassVar[tuple[Variant, ...]] = ()
     """The ways in which it can work, the best first; empty for one that needs nothing special."""
+    wanted_variant: str = "auto"
+    """The one of `variants` that its options ask for."""
     period_ns: int = 1_000_000_000
     """How often Monitor calls `read`; 0 for a touchpoint that only emits events."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import numpy as np
 
 from mapek.config.options import take
-from mapek.contracts import Options, Status, Surroundings, Touchpoint
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, DegradedError, MapekError
 from mapek.model import Entity, Event, Frame, Inquiry, Metric, Schema
 from mapek.sensors.inquiries import PathInquiry, RouteInquiry, rounds_of
@@ -48,6 +48,8 @@ ALARMS_PER_SECOND: Final = 20
 
 GOODBYES: Final = 3
 """Probes that announce AdminDown: one may be lost."""
+
+_NEEDS: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "mmapable_array")
 
 _HELP = {
     "sent": "Probes sent.",
@@ -111,6 +113,10 @@ class LinkWatch(Touchpoint):
     """
 
     name: ClassVar[str] = "link_watch"
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant("bpf_timer", (*_NEEDS, "bpf_timer"), "the kernel notices silence by itself"),
+        Variant("user", _NEEDS, "silence is looked for from user space"),
+    )
 
     def __init__(self, options: Options) -> None:
         self.interval_ns = int(take(options, "interval_ms", float, 10.0, minimum=0.2, maximum=60_000) * 1e6)
@@ -118,7 +124,7 @@ class LinkWatch(Touchpoint):
         self._wait = take(options, "wait", bool, False)
         pin = take(options, "pin", str, "auto", choices=("auto", "yes", "no"))
         reply_rate = take(options, "reply_rate", int, 40_000, minimum=1)
-        timer = take(options, "timer", str, "auto", choices=("auto", "user"))
+        timer = self.wanted_variant = take(options, "timer", str, "auto", choices=("auto", "user"))
         self._kernel = Kernel(mode=mode, pin=pin, reply_rate=reply_rate, timer=timer, alarm=self._alarm)
         self._prober = Prober(self.interval_ns)
         self._around: Surroundings | None = None

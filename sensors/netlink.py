@@ -15,7 +15,7 @@ import numpy as np
 from mapek.bpf import features
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
-from mapek.contracts import Options, Status, Surroundings, Touchpoint
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import NetlinkError, PermanentError
 from mapek.model import Applied, Entity, Event, Frame, Metric, Schema, Step
 from mapek.sensors import netlink_wire as wire
@@ -50,12 +50,17 @@ class Netlink(Touchpoint):
     """
 
     name: ClassVar[str] = "netlink"
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant("nexthop", ("CAP_NET_ADMIN", "nexthop"), "one message moves all routes of a peer"),
+        Variant("routes", ("CAP_NET_ADMIN",), "routes are moved one by one"),
+    )
     kind: ClassVar[Literal["sensor", "effector"]] = "effector"
 
     def __init__(self, options: Options) -> None:
         self._metric = take(options, "metric", int, 100, minimum=1, maximum=2**31)
         self._standing_metric = take(options, "standing_metric", int, 10_000, minimum=2, maximum=2**31)
         self._objects = take(options, "nexthops", str, "auto", choices=("auto", "no")) == "auto"
+        self.wanted_variant = "auto" if self._objects else "routes"
         self._around: Surroundings | None = None
         self._messenger: wire.Messenger | None = None
         self._heard: socket.socket | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mapek.bpf import features, syscall
+from mapek.bpf import features, libbpf, syscall
 from mapek.contracts import Variant
 from mapek.errors import FeatureError, MapekError, PrivilegeError
 
@@ -30,6 +30,11 @@ def missing(variant: Variant) -> str:
     """Why `variant` cannot be used here, in words; "" when it can. Blocks for milliseconds: use a thread."""
     if lacking := syscall.missing_capabilities(*(n for n in variant.needs if n.startswith("CAP_"))):
         return f"{' and '.join(lacking)} missing"
+    if "CAP_BPF" in variant.needs:
+        try:
+            libbpf.library()
+        except MapekError as error:
+            return str(error)
     for need in variant.needs:
         if not need.startswith("CAP_") and features.probe(need) is features.Answer.NO:
             return f"this kernel has no {need} ({features.since(need)})"
@@ -42,7 +47,7 @@ def choose(sensor: str, variants: Sequence[Variant], forced: str = "auto") -> Ch
     Raises:
         PrivilegeError: only capabilities are missing. FeatureError: the kernel has not what any of them needs.
     """
-    considered = [one for one in variants if forced in ("auto", one.name)]
+    considered = [one for one in variants if forced in ("", "auto", one.name)]
     why = {one.name: missing(one) for one in considered}
     for index, one in enumerate(considered):
         if not why[one.name]:

@@ -1,13 +1,14 @@
 """`mapek doctor`: what this machine can do, and which sensors of a configuration could run here; opens none.
 
-What a sensor needs is what its class says in `needs`: capabilities ("CAP_BPF") and features of
-`mapek.bpf.features` ("bpf_timer").
+What a sensor needs is what its class says in `variants`, by the same probes that the sensor itself asks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
     from mapek.config import Config
     from mapek.service.kernel import Kernel
 
-_NEEDS = {
-    "xdp_counter": ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf"),
-    "link_watch": ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "mmapable_array"),
-    "netlink": ("CAP_NET_ADMIN",),
-}
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one configured sensor: in which `variant` it will run ("" where it needs none or cannot run at all).
+
+    `missing`: what keeps it from running; `passed_over`: why not in each better variant, by name.
+    """
+
+    variant: str = ""
+    missing: tuple[str, ...] = ()
+    passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,8 +46,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config) if arguments.config else None
     kernel = examine()
-    sensors = _sensors(config, kernel) if config else {}
-    well = not kernel.trouble and not any(sensors.values())
+    sensors = _sensors(config) if config else {}
+    well = not kernel.trouble and not any(verdict.missing for verdict in sensors.values())
     if arguments.json:
         print(json.dumps(_document(kernel, sensors if config else None, well)))
     else:
@@ -48,32 +55,28 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if well else 1
 
 
-def _sensors(config: Config, kernel: Kernel) -> dict[str, list[str]]:
-    """What keeps each sensor of `config` from running; an empty list where nothing does."""
+def _sensors(config: Config) -> dict[str, Verdict]:
+    """How each sensor of `config` would run here."""
     from mapek import plugins
     from mapek.errors import MapekError
+    from mapek.sensors.variants import choose
 
-    found: dict[str, list[str]] = {}
+    found: dict[str, Verdict] = {}
     for name, chosen in config.sensors.items():
         try:
             plugin = plugins.create(plugins.SENSORS, chosen, config.plugin_directory)
+            if not plugin.variants:
+                found[name] = Verdict()
+                continue
+            choice = choose(name, plugin.variants, plugin.wanted_variant)
         except MapekError as error:
-            found[name] = [str(error)]
-            continue
-        needs: tuple[str, ...] = getattr(type(plugin), "needs", _NEEDS.get(chosen.plugin, ()))
-        found[name] = [missing for need in needs if (missing := _missing(need, kernel))]
+            found[name] = Verdict(missing=(str(error),))
+        else:
+            found[name] = Verdict(choice.variant.name, passed_over=choice.passed_over)
     if absent := sorted({path.interface for path in config.topology.paths()} - _interfaces()):
-        found.setdefault("link_watch", []).append(f"no interface {', '.join(absent)}")
+        known = found.get("link_watch", Verdict())
+        found["link_watch"] = replace(known, missing=(*known.missing, f"no interface {', '.join(absent)}"))
     return found
-
-
-def _missing(need: str, kernel: Kernel) -> str:
-    if need.startswith("CAP_"):
-        return "" if need in kernel.capabilities else f"{need} is missing"
-    if kernel.trouble:
-        return kernel.trouble
-    answer = kernel.features.get(need, "unknown")
-    return f"the kernel has no {need}: {answer}" if answer.startswith("no") else ""
 
 
 def _interfaces() -> set[str]:
@@ -82,7 +85,7 @@ def _interfaces() -> set[str]:
     return {name for _, name in socket.if_nameindex()}
 
 
-def _document(kernel: Kernel, sensors: dict[str, list[str]] | None, well: bool) -> dict[str, object]:
+def _document(kernel: Kernel, sensors: dict[str, Verdict] | None, well: bool) -> dict[str, object]:
     found: dict[str, object] = {
         "ok": well,
         "kernel": {"release": kernel.release, "features": dict(kernel.features)},
@@ -91,15 +94,23 @@ def _document(kernel: Kernel, sensors: dict[str, list[str]] | None, well: bool) 
     }
     if sensors is not None:
         found["sensors"] = {
-            name: {"ok": not missing, "missing": missing} for name, missing in sensors.items()
+            name: {
+                "ok": not one.missing,
+                "variant": one.variant or None,
+                "missing": list(one.missing),
+                "passed_over": dict(one.passed_over),
+            }
+            for name, one in sensors.items()
         }
     return found
 
 
-def _lines(kernel: Kernel, sensors: dict[str, list[str]]) -> list[str]:
+def _lines(kernel: Kernel, sensors: dict[str, Verdict]) -> list[str]:
     wanted = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_IPC_LOCK")
     lines = [f"kernel       {kernel.release}", f"libbpf       {kernel.libbpf or kernel.trouble}"]
     lines += [f"{name:<19}{'yes' if name in kernel.capabilities else 'no'}" for name in wanted]
     lines += [f"{name:<19}{answer}" for name, answer in kernel.features.items()]
-    lines += [f"sensor {name:<12}{'; '.join(missing) or 'can run'}" for name, missing in sensors.items()]
+    for name, one in sensors.items():
+        lines.append(f"sensor {name:<17}{'; '.join(one.missing) or f'will run {one.variant}'.rstrip()}")
+        lines += [f"{'':<24}not {better}: {why}" for better, why in one.passed_over.items()]
     return lines

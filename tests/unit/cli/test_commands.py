@@ -133,7 +133,7 @@ def test_doctor(node: Path) -> None:
     code, out, error = _run("doctor", "--json", "-c", _write(node))
     assert error == ""
     found = json.loads(out)
-    assert found["sensors"] == {"still": {"ok": True, "missing": []}}
+    assert found["sensors"] == {"still": {"ok": True, "variant": None, "missing": [], "passed_over": {}}}
     assert found["ok"] == (code == 0) == found["ebpf_loader"]["ok"]
 
 
