@@ -1,4 +1,4 @@
-"""The command line: `mapek run | release | demo | replay | lab | bench | doctor | version`.
+"""The command line: `mapek run | release | demo | replay | lab | bench | bpf | doctor | version`.
 
 Each command is a small file with `add` (its arguments) and a function that runs it; what is heavy is imported
 in there. Exit codes: 0, 1 for a failure, 2 for usage and configuration, 130 for Ctrl-C. An error that was to
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mapek.cli import bench, demo, doctor, lab, release, replay, run, version
+from mapek.cli import bench, bpf, demo, doctor, lab, release, replay, run, version
 from mapek.errors import ConfigError, MapekError
 
 Command = Callable[[argparse.Namespace], int]
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mapek", description="Heals the links of a mesh node, and measures it."
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (run, release, demo, replay, lab, bench, doctor, version):
+    for module in (run, release, demo, replay, lab, bench, bpf, doctor, version):
         module.add(commands)
     return top
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,11 @@ def empty() -> Iterator[LoadedObject]:
 def counter() -> Iterator[LoadedObject]:
     with load(ObjectSpec.read(object_path("xdp_counter"))) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    """A directory on the bpffs that is not there yet."""
+    path = Path(f"/sys/fs/bpf/mapek-test-{os.getpid()}-d")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,13 +34,6 @@ from tests.netns.bpf.wires import Wire, counters, run, running, udp
 ROOT = Path(__file__).parents[3]
 COUNTER = ObjectSpec.read(object_path("xdp_counter"))
 UDP4 = 2
-
-
-@pytest.fixture
-def pins() -> Iterator[Path]:
-    path = Path(f"/sys/fs/bpf/mapek-test-{os.getpid()}-d")
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def counted(loaded: LoadedObject) -> int:

@@ -1,0 +1,281 @@
+"""What BPF is in this kernel, ours and others': programs, what they are attached to, and who holds them.
+
+Everything is read from the kernel at the moment it is asked; what vanishes meanwhile is left out. A program is
+ours if its BTF names a source of ours, which a foreign program has no reason to claim. Where it is attached is
+known from links, and for this network namespace also from its interfaces; a program that is attached through a
+perf event's descriptor shows only its holder. Walks every program of the machine: milliseconds, so a thread's work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mapek.bpf import syscall
+from mapek.bpf.names import PROGRAM_TYPES
+from mapek.bpf.spec import object_path
+from mapek.errors import MapekError
+
+_PROG_GET_NEXT_ID, _MAP_GET_NEXT_ID, _LINK_GET_NEXT_ID = 11, 12, 31
+_MAP_GET_FD_BY_ID, _BTF_GET_FD_BY_ID, _LINK_GET_FD_BY_ID = 14, 19, 30
+_LINK_TYPES: Final = (
+    "unspec raw_tracepoint tracing cgroup iter netns xdp perf_event kprobe_multi struct_ops netfilter tcx "
+    "uprobe_multi netkit sockmap"
+).split()
+_TCX: Final = {46: "ingress", 47: "egress"}
+_SOURCE: Final = re.compile(rb"programs/([a-z0-9_]+)\.bpf\.c\0")
+_MAX_BTF: Final = 1 << 20
+"""Bytes of BTF that are looked through; ours have some 20 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process with a descriptor of it."""
+
+    pid: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A link: its id, kind ("xdp", "tcx", "raw_tracepoint", ...) and place ("eth0", "l0 ingress", "sys_enter")."""
+
+    link_id: int
+    kind: str
+    place: str
+    pinned: bool = False
+    """Nobody holds it: only a pin keeps it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A program in the kernel.
+
+    Args:
+        object: the object of ours it comes from ("xdp_counter"), "" for a foreign one.
+        loaded_ns: when, by CLOCK_BOOTTIME.
+        instructions: after the verifier's rewriting.
+        verified: instructions that the verifier walked; 0 where the kernel (before 5.16) does not say.
+        runs, run_ns: while bpf_stats is on, else 0.
+    """
+
+    id: int
+    name: str
+    type: str
+    tag: str
+    object: str
+    loaded_ns: int
+    uid: int
+    instructions: int
+    verified: int
+    runs: int
+    run_ns: int
+    map_ids: tuple[int, ...]
+    attached: tuple[Attached, ...] = ()
+    holders: tuple[Holder, ...] = ()
+
+
+@dataclass(slots=True)
+class _Kernel:
+    """One look at it."""
+
+    links: dict[int, list[Attached]] = field(default_factory=dict)
+    holders: dict[tuple[str, int], list[Holder]] = field(default_factory=dict)
+    sources: dict[int, str] = field(default_factory=dict)
+
+
+def programs() -> list[Loaded]:
+    """Every program, by id. Raises PrivilegeError without CAP_SYS_ADMIN: ids are for the machine's owner only."""
+    kernel = _Kernel(holders=holders())
+    for ident in _ids(_LINK_GET_NEXT_ID, "links"):
+        if (found := _link(ident, kernel.holders)) is not None:
+            kernel.links.setdefault(found[0], []).append(found[1])
+    return [one for ident in _ids(_PROG_GET_NEXT_ID, "programs") if (one := _program(ident, kernel))]
+
+
+def holders() -> dict[tuple[str, int], list[Holder]]:
+    """Processes by what they hold: ("prog" | "map" | "link", id), as far as /proc shows them to us."""
+    found: dict[tuple[str, int], list[Holder]] = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            handles = [one.name for one in (process / "fd").iterdir() if _is_bpf(one)]
+            command = (process / "comm").read_text().strip() if handles else ""
+        except OSError:
+            continue
+        for handle in handles:
+            for key in _held(process / "fdinfo" / handle):
+                found.setdefault(key, []).append(Holder(int(process.name), command))
+    return found
+
+
+def _is_bpf(handle: Path) -> bool:
+    try:
+        return "bpf" in os.readlink(handle)
+    except OSError:
+        # closed since it was listed, as the descriptor of our own listing is
+        return False
+
+
+def _held(fdinfo: Path) -> Iterator[tuple[str, int]]:
+    try:
+        rows = dict(line.split(":", 1) for line in fdinfo.read_text().splitlines() if ":" in line)
+    except OSError:
+        return
+    # A link's information names its program too, which the process does not hold thereby.
+    for kind in ("link", "map", "prog"):
+        if f"{kind}_id" in rows:
+            yield kind, int(rows[f"{kind}_id"])
+            return
+
+
+def _ids(command: int, what: str) -> Iterator[int]:
+    attr = bytearray(12)
+    while True:
+        code = syscall.bpf_raw(command, attr)
+        if code == -errno.ENOENT:
+            return
+        if code < 0:
+            raise syscall.explain(-code, "list", what, wanted=("CAP_SYS_ADMIN",))
+        ident = struct.unpack_from("=I", attr, 4)[0]
+        yield ident
+        struct.pack_into("=III", attr, 0, ident, 0, 0)
+
+
+def _program(ident: int, kernel: _Kernel) -> Loaded | None:
+    try:
+        fd = syscall.fd_by_id(syscall.PROG_GET_FD_BY_ID, ident)
+    except FileNotFoundError:
+        return None
+    try:
+        data = syscall.info(fd, 232)
+        map_ids = _map_ids(fd, struct.unpack_from("=I", data, 52)[0])
+    finally:
+        os.close(fd)
+    number = struct.unpack_from("=I", data)[0]
+    loaded_ns, uid = struct.unpack_from("=QI", data, 40)
+    run_ns, runs = struct.unpack_from("=QQ", data, 192)
+    return Loaded(
+        ident,
+        _text(bytes(data[64:80])),
+        PROGRAM_TYPES[number] if number < len(PROGRAM_TYPES) else f"type {number}",
+        bytes(data[8:16]).hex(),
+        _source(struct.unpack_from("=I", data, 128)[0], kernel.sources),
+        loaded_ns,
+        uid,
+        struct.unpack_from("=I", data, 20)[0] // 8,
+        struct.unpack_from("=I", data, 216)[0],
+        runs,
+        run_ns,
+        map_ids,
+        tuple(kernel.links.get(ident, ())),
+        tuple(dict.fromkeys(_holding(ident, kernel))),
+    )
+
+
+def _holding(ident: int, kernel: _Kernel) -> Iterator[Holder]:
+    yield from kernel.holders.get(("prog", ident), ())
+    for link in kernel.links.get(ident, ()):
+        yield from kernel.holders.get(("link", link.link_id), ())
+
+
+def _map_ids(fd: int, count: int) -> tuple[int, ...]:
+    if not count:
+        return ()
+    ids = (ctypes.c_uint32 * count)()
+    data = bytearray(232)
+    struct.pack_into("=I", data, 52, count)
+    struct.pack_into("=Q", data, 56, ctypes.addressof(ids))
+    view = (ctypes.c_char * len(data)).from_buffer(data)
+    attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
+    syscall.bpf(syscall.OBJ_GET_INFO_BY_FD, attr, "read maps of program fd", fd)
+    return tuple(ids[: min(count, struct.unpack_from("=I", data, 52)[0])])
+
+
+def _source(btf_id: int, known: dict[int, str]) -> str:
+    """The object of ours whose source a program's BTF names, or ""; many programs share one BTF."""
+    if btf_id and btf_id not in known:
+        known[btf_id] = _ours(_btf(btf_id))
+    return known.get(btf_id, "")
+
+
+def _ours(btf: bytes) -> str:
+    match = _SOURCE.search(btf)
+    if match is None:
+        return ""
+    name = match[1].decode("ascii")
+    try:
+        object_path(name)
+    except MapekError:
+        return ""
+    return name
+
+
+def _btf(ident: int) -> bytes:
+    try:
+        fd = syscall.fd_by_id(_BTF_GET_FD_BY_ID, ident)
+    except (FileNotFoundError, MapekError):
+        return b""
+    try:
+        raw = ctypes.create_string_buffer(_MAX_BTF)
+        data = bytearray(40)
+        struct.pack_into("=QI", data, 0, ctypes.addressof(raw), _MAX_BTF)
+        view = (ctypes.c_char * len(data)).from_buffer(data)
+        attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
+        if syscall.bpf_raw(syscall.OBJ_GET_INFO_BY_FD, attr) < 0:
+            return b""
+        return raw.raw[: min(_MAX_BTF, struct.unpack_from("=I", data, 8)[0])]
+    finally:
+        os.close(fd)
+
+
+def _link(ident: int, held: Mapping[tuple[str, int], list[Holder]]) -> tuple[int, Attached] | None:
+    """Its program's id and what it is."""
+    try:
+        fd = syscall.fd_by_id(_LINK_GET_FD_BY_ID, ident)
+    except FileNotFoundError:
+        return None
+    try:
+        name = ctypes.create_string_buffer(128)
+        data = bytearray(80)
+        # Only a raw tracepoint reads these; for the others they are what it writes.
+        struct.pack_into("=QI", data, 16, ctypes.addressof(name), len(name))
+        view = (ctypes.c_char * len(data)).from_buffer(data)
+        attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
+        if syscall.bpf_raw(syscall.OBJ_GET_INFO_BY_FD, attr) < 0:
+            # Others do read them, and find the address of a buffer that is none of theirs.
+            data[16:] = bytes(len(data) - 16)
+            syscall.bpf(syscall.OBJ_GET_INFO_BY_FD, attr, "read link", ident)
+    finally:
+        os.close(fd)
+    number, _, program = struct.unpack_from("=III", data)
+    kind = _LINK_TYPES[number] if number < len(_LINK_TYPES) else f"type {number}"
+    first, second = struct.unpack_from("=II", data, 16)
+    place = ""
+    if kind in ("xdp", "tcx", "netkit"):
+        place = f"{_interface(first)} {_TCX.get(second, '')}".strip() if kind != "xdp" else _interface(first)
+    elif kind == "raw_tracepoint":
+        place = _text(name.raw)
+    return program, Attached(ident, kind, place, ("link", ident) not in held)
+
+
+def _interface(ifindex: int) -> str:
+    if not ifindex:
+        return "an interface that is gone"
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"ifindex {ifindex} of another network namespace"
+
+
+def _text(raw: bytes) -> str:
+    return raw.split(b"\0")[0].decode("utf-8", "replace")
