@@ -7,6 +7,7 @@ and knows only what a BPF object needs (sections and symbols). It raises nothing
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,6 +16,7 @@ from mapek.errors import ObjectError
 MAX_FILE: Final = 32 << 20
 MAX_SECTIONS: Final = 4096
 MAX_SYMBOLS: Final = 1 << 16
+MAX_RELOCATIONS: Final = 1 << 18
 MAX_NAME: Final = 512
 
 ET_REL: Final = 1
@@ -22,9 +24,11 @@ EM_BPF: Final = 247
 SHT_PROGBITS: Final = 1
 SHT_SYMTAB: Final = 2
 SHT_NOBITS: Final = 8
+SHT_REL: Final = 9
 SHF_EXECINSTR: Final = 4
 STT_OBJECT: Final = 1
 STT_FUNC: Final = 2
+STT_SECTION: Final = 3
 STB_LOCAL: Final = 0
 
 ByteOrder = Literal["little", "big"]
@@ -40,6 +44,7 @@ class Section:
     flags: int
     size: int
     link: int
+    info: int
     entsize: int
     data: memoryview
 
@@ -57,12 +62,34 @@ class Symbol:
 
 
 @dataclass(frozen=True, slots=True)
+class Relocation:
+    """One SHT_REL entry: the byte `offset` in the section it is for, its type and its symbol."""
+
+    offset: int
+    type: int
+    symbol: Symbol
+
+
+@dataclass(frozen=True, slots=True)
 class Elf:
     """The parsed object: its byte order, sections by index, symbols by index."""
 
     byteorder: ByteOrder
     sections: tuple[Section, ...]
     symbols: tuple[Symbol, ...]
+
+    def relocations(self, section: Section, on: object = "object") -> Iterator[Relocation]:
+        """What is to be filled into `section`. Raises ObjectError for a symbol that is not there."""
+        mark = "<" if self.byteorder == "little" else ">"
+        for table in self.sections:
+            if table.type != SHT_REL or table.info != section.index:
+                continue
+            if table.entsize != 16 or len(table.data) % 16 or len(table.data) // 16 > MAX_RELOCATIONS:
+                raise bad(on, f"{len(table.data)} bytes of relocations in entries of {table.entsize}")
+            for offset, info in struct.iter_unpack(mark + "QQ", table.data):
+                if info >> 32 >= len(self.symbols):
+                    raise bad(on, f"a relocation for symbol {info >> 32} of {len(self.symbols)}")
+                yield Relocation(offset, info & 0xFFFFFFFF, self.symbols[info >> 32])
 
     def section(self, name: str) -> Section | None:
         """The first section of that name, or None."""
@@ -127,7 +154,7 @@ def parse(data: bytes, on: object = "object") -> Elf:
 
     strings = body(names_index)
     sections = tuple(
-        Section(i, text(strings, h[0], on) if h[1] else "", h[1], h[2], h[5], h[6], h[9], body(i))
+        Section(i, text(strings, h[0], on) if h[1] else "", h[1], h[2], h[5], h[6], h[7], h[9], body(i))
         for i, h in enumerate(heads)
     )
     return Elf(order, sections, _symbols(sections, mark, on))

@@ -1,0 +1,207 @@
+"""Takes an object apart into functions: their instructions, what each refers to, and which call which.
+
+Between parsing and judging: `validate` and `explain` read this and nothing of ELF. No kernel is asked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mapek.bpf import btf_ext
+from mapek.bpf import elf as elf_module
+from mapek.bpf.btf_ext import BtfExt, CoreRelocation, Line
+from mapek.bpf.elf import Elf, Section, Symbol, bad
+from mapek.bpf.flow import Flow, walk
+from mapek.bpf.instructions import LD_IMM64, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_KFUNC_CALL, Instruction, decode
+from mapek.bpf.spec import ObjectSpec
+
+MAX_CODE: Final = 1 << 20
+"""Instructions of a whole object; the kernel walks a million for one program at most."""
+
+_DATA: Final = (".rodata", ".data", ".bss")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What an instruction refers to by name: a map, a global variable's section, a function of the object, or
+    something of the kernel (`extern`)."""
+
+    kind: Literal["map", "data", "function", "extern"]
+    name: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function: a program if it has a section of its own kind, else one that programs call.
+
+    Args:
+        start: byte offset in its section.
+        references: by slot.
+        lines: source lines by slot, empty without BTF.ext.
+    """
+
+    name: str
+    section: str
+    start: int
+    code: tuple[Instruction, ...]
+    references: Mapping[int, Reference]
+    lines: tuple[tuple[int, Line], ...] = ()
+    relocations: tuple[CoreRelocation, ...] = ()
+
+    @functools.cached_property
+    def flow(self) -> Flow:
+        """How control flows through it."""
+        return walk(self.code)
+
+    @property
+    def slots(self) -> int:
+        """Its length in slots of eight bytes, which is what bpftool and the kernel count."""
+        return self.code[-1].index + self.code[-1].slots if self.code else 0
+
+    def line(self, slot: int) -> Line | None:
+        """The source line of an instruction: the last one that begins at or before it."""
+        found = None
+        for begin, line in self.lines:
+            if begin > slot:
+                break
+            found = line
+        return found
+
+    def helpers(self) -> Iterator[tuple[Instruction, int]]:
+        """Calls of helpers: the instruction and the helper's number."""
+        for one in self.code:
+            if one.kind == "call" and one.src == 0:
+                yield one, one.imm
+
+    def kfuncs(self) -> Iterator[tuple[Instruction, str]]:
+        """Calls into the kernel by name; "" where the object does not say it."""
+        for one in self.code:
+            if one.kind == "call" and one.src == PSEUDO_KFUNC_CALL:
+                known = self.references.get(one.index)
+                yield one, known.name if known else ""
+
+    def calls(self) -> Iterator[str]:
+        """Functions of the object that it calls or hands on as callbacks, in order of appearance."""
+        for known in self.references.values():
+            if known.kind == "function":
+                yield known.name
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """An object's functions by name."""
+
+    spec: ObjectSpec
+    functions: Mapping[str, Function]
+
+    def reach(self, program: str) -> tuple[Function, ...]:
+        """A program and every function that it may call, each once, the program first."""
+        wanted, found = [program], dict[str, Function]()
+        while wanted:
+            name = wanted.pop()
+            if name in found or name not in self.functions:
+                continue
+            found[name] = self.functions[name]
+            wanted.extend(found[name].calls())
+        return tuple(found.values())
+
+
+def take_apart(spec: ObjectSpec) -> Anatomy:
+    """The anatomy of a parsed object. Raises ObjectError where code or relocations are not sound."""
+    elf = elf_module.parse(spec.raw, spec.path)
+    ext = _ext(elf, spec.path)
+    places = [(section, symbol) for section in elf.sections for symbol in _functions(elf, section, spec.path)]
+    if sum(symbol.size for _, symbol in places) > MAX_CODE * 8:
+        raise bad(spec.path, f"more than {MAX_CODE} instructions")
+    by_place = {(section.name, symbol.value): symbol.name for section, symbol in places}
+    filled = {
+        section.index: {one.offset: one.symbol for one in elf.relocations(section, spec.path)}
+        for section, _ in places
+    }
+    found: dict[str, Function] = {}
+    for section, symbol in places:
+        if symbol.name in found:
+            raise bad(spec.path, f"two functions are called {symbol.name!r}")
+        code = decode(section.data[symbol.value : symbol.value + symbol.size], elf.byteorder, spec.path)
+        references = dict(_references(spec, elf, section, symbol, code, by_place, filled[section.index]))
+        last = symbol.value + symbol.size
+        lines = tuple(
+            ((line.offset - symbol.value) // 8, line)
+            for line in ext.lines.get(section.name, ())
+            if symbol.value <= line.offset < last
+        )
+        relocations = tuple(
+            one for one in ext.relocations.get(section.name, ()) if symbol.value <= one.offset < last
+        )
+        found[symbol.name] = Function(
+            symbol.name, section.name, symbol.value, code, references, lines, relocations
+        )
+    return Anatomy(spec, found)
+
+
+def _ext(elf: Elf, on: str) -> BtfExt:
+    section, btf = elf.section(".BTF.ext"), elf.section(".BTF")
+    if section is None or btf is None:
+        return BtfExt({}, {})
+    order = elf.byteorder
+    header = int.from_bytes(btf.data[4:8], order)
+    start, length = (int.from_bytes(btf.data[i : i + 4], order) for i in (16, 20))
+    return btf_ext.parse(section.data, btf.data[header + start : header + start + length], order, on)
+
+
+def _functions(elf: Elf, section: Section, on: str) -> Iterator[Symbol]:
+    if not section.flags & elf_module.SHF_EXECINSTR or section.type != elf_module.SHT_PROGBITS:
+        return
+    end = 0
+    symbols = [s for s in elf.symbols if s.section == section.index and s.kind == elf_module.STT_FUNC]
+    for symbol in sorted(symbols, key=lambda s: s.value):
+        if symbol.value + symbol.size > len(section.data) or symbol.value % 8 or symbol.size % 8:
+            raise bad(on, f"function {symbol.name!r} does not lie in its section")
+        if not symbol.size or symbol.value < end:
+            raise bad(on, f"function {symbol.name!r} is empty or overlaps another")
+        end = symbol.value + symbol.size
+        yield symbol
+
+
+def _references(
+    spec: ObjectSpec,
+    elf: Elf,
+    section: Section,
+    symbol: Symbol,
+    code: tuple[Instruction, ...],
+    by_place: Mapping[tuple[str, int], str],
+    relocations: Mapping[int, Symbol],
+) -> Iterator[tuple[int, Reference]]:
+    for one in code:
+        target = relocations.get(symbol.value + one.index * 8)
+        call = one.kind == "call" and one.src == PSEUDO_CALL
+        if target is None:
+            if call:
+                # Within one section the assembler fills the distance in itself.
+                place = section.name, symbol.value + (one.index + 1 + one.imm) * 8
+                yield one.index, Reference("function", _at(by_place, place, spec.path))
+        elif 0 < target.section < len(elf.sections):
+            where = elf.sections[target.section]
+            code_there = bool(where.flags & elf_module.SHF_EXECINSTR)
+            if call or (one.code == LD_IMM64 and (one.src == PSEUDO_FUNC or code_there)):
+                distance = (one.imm + 1) * 8 if call else one.imm
+                if target.kind == elf_module.STT_FUNC and not call:
+                    distance = 0
+                place = where.name, target.value + distance
+                yield one.index, Reference("function", _at(by_place, place, spec.path))
+            elif target.name in spec.maps and where.name == ".maps":
+                yield one.index, Reference("map", target.name)
+            elif where.name.startswith(_DATA):
+                yield one.index, Reference("data", where.name)
+        else:
+            yield one.index, Reference("extern", target.name)
+
+
+def _at(by_place: Mapping[tuple[str, int], str], place: tuple[str, int], on: str) -> str:
+    try:
+        return by_place[place]
+    except KeyError:
+        raise bad(on, f"a call goes to {place[0]}+{place[1]}, where no function begins") from None

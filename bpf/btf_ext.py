@@ -1,0 +1,107 @@
+"""Reads `.BTF.ext`: which source line each instruction comes from, and the CO-RE relocations.
+
+Bounded like the other parsers; what is optional may be missing, what is there must be sound.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from mapek.bpf.btf import MAGIC
+from mapek.bpf.elf import ByteOrder, bad, text
+
+MAX_RECORDS: Final = 1 << 18
+
+CORE_KINDS: Final = (
+    "field_byte_offset field_byte_size field_exists field_signed field_lshift_u64 field_rshift_u64 "
+    "type_id_local type_id_target type_exists type_size enumval_exists enumval_value type_matches"
+).split()
+"""`enum bpf_core_relo_kind`, lower case without the prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The source of the instruction at byte `offset` of its section: file, number (from 1) and the text."""
+
+    offset: int
+    file: str
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CoreRelocation:
+    """A place that depends on the running kernel's types: `kind` of CORE_KINDS ("kind 99" for an unknown one),
+    `type` in the object's own BTF, `access` the path of member indices ("0:1:2")."""
+
+    offset: int
+    type: int
+    access: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class BtfExt:
+    """By section name."""
+
+    lines: dict[str, tuple[Line, ...]]
+    relocations: dict[str, tuple[CoreRelocation, ...]]
+
+
+def parse(data: memoryview, strings: memoryview, byteorder: ByteOrder, on: object = "object") -> BtfExt:
+    """Parse a `.BTF.ext` section with the string table of `.BTF`. Raises ObjectError."""
+    mark = "<" if byteorder == "little" else ">"
+    if len(data) < 24:
+        raise bad(on, f".BTF.ext is truncated at {len(data)} bytes")
+    magic, version, _, header, _, _, line_off, line_len = struct.unpack_from(mark + "HBBIIIII", data)
+    if magic != MAGIC or version != 1 or header < 24:
+        raise bad(on, f".BTF.ext magic {magic:#x} version {version} header {header}")
+    relo_off, relo_len = struct.unpack_from(mark + "II", data, 24) if 32 <= header <= len(data) else (0, 0)
+    lines: dict[str, tuple[Line, ...]] = {}
+    for section, rows in _sections(data, header + line_off, line_len, 16, strings, mark, on):
+        lines[section] = tuple(
+            Line(offset, _name(strings, file, on), column >> 10, _name(strings, line, on).strip())
+            for offset, file, line, column in (struct.unpack_from(mark + "IIII", row) for row in rows)
+        )
+    relocations: dict[str, tuple[CoreRelocation, ...]] = {}
+    for section, rows in _sections(data, header + relo_off, relo_len, 16, strings, mark, on):
+        relocations[section] = tuple(
+            CoreRelocation(offset, kind_of, _name(strings, access, on), _kind(kind))
+            for offset, kind_of, access, kind in (struct.unpack_from(mark + "IIII", row) for row in rows)
+        )
+    return BtfExt(lines, relocations)
+
+
+def _name(strings: memoryview, offset: int, on: object) -> str:
+    return text(strings, offset, on) if offset else ""
+
+
+def _kind(number: int) -> str:
+    return CORE_KINDS[number] if number < len(CORE_KINDS) else f"kind {number}"
+
+
+def _sections(
+    data: memoryview, start: int, length: int, least: int, strings: memoryview, mark: str, on: object
+) -> Iterator[tuple[str, list[memoryview]]]:
+    """The records of one sub-section, by the section that they are about."""
+    if not length:
+        return
+    end = start + length
+    if end > len(data) or length < 4:
+        raise bad(on, ".BTF.ext is truncated or its header lies")
+    (size,) = struct.unpack_from(mark + "I", data, start)
+    if size < least or size % 4 or size > 1024:
+        raise bad(on, f".BTF.ext has records of {size} bytes")
+    at, total = start + 4, 0
+    while at < end:
+        if at + 8 > end:
+            raise bad(on, ".BTF.ext is cut short")
+        name, count = struct.unpack_from(mark + "II", data, at)
+        at, total = at + 8, total + count
+        if at + count * size > end or total > MAX_RECORDS:
+            raise bad(on, f".BTF.ext announces {count} records that are not there")
+        yield _name(strings, name, on), [data[at + i * size : at + (i + 1) * size] for i in range(count)]
+        at += count * size

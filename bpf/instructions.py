@@ -1,0 +1,163 @@
+"""BPF instructions as data: eight bytes in, a named tuple of fields out, and the line that people know from
+the verifier's log.
+
+Decoding needs nothing but the bytes and their byte order, so that an object can be looked at before any
+kernel sees it. The encoding is RFC 9669's; what a number means to one kernel (helpers, kfuncs) is not
+decided here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mapek.bpf.elf import ByteOrder, bad
+
+LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
+CALL, EXIT, JA = 0x80, 0x90, 0x00
+LD_IMM64: Final = 0x18
+
+PSEUDO_MAP_FD, PSEUDO_MAP_VALUE, PSEUDO_BTF_ID, PSEUDO_FUNC = 1, 2, 3, 4
+PSEUDO_CALL, PSEUDO_KFUNC_CALL = 1, 2
+_SIZES: Final = {0x00: "u32", 0x08: "u16", 0x10: "u8", 0x18: "u64"}
+_ALU: Final = {
+    0x00: "+=", 0x10: "-=", 0x20: "*=", 0x30: "/=", 0x40: "|=", 0x50: "&=", 0x60: "<<=", 0x70: ">>=",
+    0x80: "= -", 0x90: "%=", 0xA0: "^=", 0xB0: "=", 0xC0: "s>>=", 0xD0: "endian",
+}  # fmt: skip
+_JUMPS: Final = {
+    0x10: "==", 0x20: ">", 0x30: ">=", 0x40: "&", 0x50: "!=", 0x60: "s>", 0x70: "s>=", 0xA0: "<", 0xB0: "<=",
+    0xC0: "s<", 0xD0: "s<=",
+}  # fmt: skip
+_ATOMICS: Final = {0x00: "add", 0x40: "or", 0x50: "and", 0xA0: "xor", 0xE0: "xchg", 0xF0: "cmpxchg"}
+
+Kind = Literal["call", "exit", "jump", "branch", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction.
+
+    Args:
+        index: in instruction slots of eight bytes from the start of its function; a 64-bit load takes two.
+        imm: the signed 32-bit immediate, or for a 64-bit load all 64 bits, unsigned.
+    """
+
+    index: int
+    code: int
+    dst: int
+    src: int
+    off: int
+    imm: int
+
+    @property
+    def slots(self) -> int:
+        """How many slots it takes: two for a 64-bit load, else one."""
+        return 2 if self.code == LD_IMM64 else 1
+
+    @property
+    def kind(self) -> Kind:
+        """What it does to the flow of control."""
+        if self.code & 7 not in (JMP, JMP32):
+            return "other"
+        operation = self.code & 0xF0
+        if operation == JA:
+            return "jump"
+        if self.code & 7 == JMP32:
+            return "branch"
+        return "call" if operation == CALL else "exit" if operation == EXIT else "branch"
+
+    @property
+    def target(self) -> int:
+        """The slot that a jump or a branch goes to. A 32-bit JA (`gotol`) has it in `imm`."""
+        far = self.code == JMP32 | JA
+        return self.index + 1 + (self.imm if far else self.off)
+
+    def __str__(self) -> str:
+        return text(self)
+
+
+def decode(data: bytes | memoryview, byteorder: ByteOrder, on: object = "object") -> tuple[Instruction, ...]:
+    """All instructions of a function. Raises ObjectError for a length or a 64-bit load that is cut short."""
+    if len(data) % 8:
+        raise bad(on, f"{len(data)} bytes of code are no whole instructions")
+    return tuple(_decode(data, byteorder, on))
+
+
+def _decode(data: bytes | memoryview, byteorder: ByteOrder, on: object) -> Iterator[Instruction]:
+    little = byteorder == "little"
+    slots = list(struct.iter_unpack("<BBhi" if little else ">BBhi", data))
+    index = 0
+    while index < len(slots):
+        code, registers, off, imm = slots[index]
+        dst, src = (registers & 15, registers >> 4) if little else (registers >> 4, registers & 15)
+        if code == LD_IMM64:
+            if index + 1 >= len(slots):
+                raise bad(on, f"the 64-bit load at {index} is cut short")
+            imm = (imm & 0xFFFFFFFF) | (slots[index + 1][3] & 0xFFFFFFFF) << 32
+        yield Instruction(index, code, dst, src, off, imm)
+        index += 2 if code == LD_IMM64 else 1
+
+
+def text(one: Instruction) -> str:
+    """The instruction in the notation of the verifier's log; ".8byte" words for what is no instruction."""
+    form = {LD: _load, LDX: _load, ST: _store, STX: _store, ALU: _alu, ALU64: _alu}.get(one.code & 7, _jump)
+    return form(one) or f"unknown code {one.code:#04x}"
+
+
+def _load(one: Instruction) -> str:
+    size, mode = _SIZES[one.code & 0x18], one.code & 0xE0
+    if one.code == LD_IMM64:
+        return f"r{one.dst} = {one.imm:#x}"
+    if one.code & 7 == LD:
+        # The classic loads of socket filters.
+        where = {0x20: f"{one.imm}", 0x40: f"r{one.src} + {one.imm}"}.get(mode, "")
+        return f"r0 = *({size} *)skb[{where}]" if where else ""
+    sign = {0x60: "", 0x80: "s"}.get(mode)
+    if sign is None:
+        return ""
+    return f"r{one.dst} = *({size.replace('u', 's') if sign else size} *)(r{one.src} {one.off:+d})"
+
+
+def _store(one: Instruction) -> str:
+    size, mode = _SIZES[one.code & 0x18], one.code & 0xE0
+    where = f"*({size} *)(r{one.dst} {one.off:+d})"
+    if mode == 0x60:
+        return f"{where} = " + (f"r{one.src}" if one.code & 7 == STX else str(one.imm))
+    if mode == 0xC0 and one.code & 7 == STX:
+        name = _ATOMICS.get(one.imm & 0xF0)
+        fetch = "fetch_" if one.imm & 1 and one.imm & 0xF0 < 0xE0 else ""
+        return f"lock {fetch}{name}({where}, r{one.src})" if name else ""
+    return ""
+
+
+def _alu(one: Instruction) -> str:
+    operation, wide = _ALU.get(one.code & 0xF0), one.code & 7 == ALU64
+    if operation is None:
+        return ""
+    register = f"{'r' if wide else 'w'}{one.dst}"
+    if operation == "endian":
+        name = "bswap" if wide else "be" if one.code & 8 else "le"
+        return f"r{one.dst} = {name}{one.imm} r{one.dst}"
+    if operation == "= -":
+        return f"{register} = -{register}"
+    value = f"{'r' if wide else 'w'}{one.src}" if one.code & 8 else str(one.imm)
+    return f"{register} {operation} {value}"
+
+
+def _jump(one: Instruction) -> str:
+    wide = one.code & 7 == JMP
+    if one.kind == "jump":
+        return f"goto {one.target}"
+    if one.kind == "exit":
+        return "exit"
+    if one.kind == "call":
+        kind = {PSEUDO_CALL: "pc", PSEUDO_KFUNC_CALL: "kfunc "}.get(one.src, "helper ")
+        return f"call {kind}{one.imm:+d}" if one.src == PSEUDO_CALL else f"call {kind}{one.imm}"
+    operation = _JUMPS.get(one.code & 0xF0)
+    if operation is None:
+        return ""
+    letter = "r" if wide else "w"
+    value = f"{letter}{one.src}" if one.code & 8 else str(one.imm)
+    return f"if {letter}{one.dst} {operation} {value} goto {one.target}"
