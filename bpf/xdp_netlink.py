@@ -3,8 +3,8 @@ attached.
 
 The kernel calls it the old way: anybody may replace or remove such a program, so every change here names the
 program that it expects to find (XDP_FLAGS_REPLACE) and what was done is read back by program id. Use it for
-filters that must outlive the agent without a bpffs, and below kernel 5.9. pyroute2 is imported when used,
-for it costs memory.
+filters that must outlive the agent without a bpffs, and below kernel 5.9. pyroute2 is imported when something
+is changed, for it costs memory; what is attached is read without it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from mapek.bpf import syscall
+from mapek.bpf import rtnl, syscall
 from mapek.bpf.program import Program
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import FLAGS, Mode, attach_error, interface_name
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 T = TypeVar("T")
-_MODES: Final = {"xdp": "native", "xdpgeneric": "generic", "xdpoffload": "offloaded", "xdpmulti": "several"}
+# enum xdp_attached in linux/if_link.h
+_MODES: Final = {1: "native", 2: "generic", 3: "offloaded", 4: "several"}
+_RTM_GETLINK: Final = 18
+_IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IF_NOEXIST: Final = 1 << 0
 _REPLACE: Final = 1 << 4
 
@@ -77,19 +81,18 @@ def with_iproute(call: Callable[[IPRoute], T]) -> T:
 def read_xdp(ifindex: int) -> XdpState | None:
     """What runs on `ifindex` in the calling thread's namespace, or None. Raises AttachError when there is no
     such interface."""
-    from pyroute2.netlink.exceptions import NetlinkError
-
     try:
-        xdp = with_iproute(lambda ip: ip.get_links(ifindex)[0].get_attr("IFLA_XDP"))
-    except NetlinkError as error:
-        why = "no such interface" if error.code == errno.ENODEV else str(error.args[-1])
+        link = rtnl.ask(_RTM_GETLINK, struct.pack("=BxHiII", 0, 0, ifindex, 0, 0))
+    except OSError as error:
+        why = "no such interface" if error.errno == errno.ENODEV else str(error.strerror or error)
         raise AttachError(
             "read xdp of", interface_name(ifindex), why, "check the network namespace"
         ) from error
-    if xdp is None:
+    xdp = rtnl.attributes(rtnl.attributes(link, 16).get(_IFLA_XDP, b""))
+    mode, ident = xdp.get(_IFLA_XDP_ATTACHED, b""), xdp.get(_IFLA_XDP_PROG_ID, b"")
+    if not any(mode[:1]) or len(ident) != 4:
         return None
-    mode, ident = xdp.get_attr("IFLA_XDP_ATTACHED"), xdp.get_attr("IFLA_XDP_PROG_ID")
-    return XdpState(_MODES.get(mode, "unknown"), int(ident)) if mode and ident else None
+    return XdpState(_MODES.get(mode[0], "unknown"), struct.unpack("=I", ident)[0])
 
 
 def program_name(ident: int) -> str:

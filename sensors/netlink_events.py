@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
 
+from mapek.bpf.rtnl import attributes, split
 from mapek.model import Entity, Event, Value
 from mapek.sensors.netlink_wire import (
     RTM_DELNEXTHOP,
     RTM_DELROUTE,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
-    attributes,
     nexthop_fields,
-    split,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21

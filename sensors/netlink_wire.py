@@ -12,9 +12,10 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
+from mapek.bpf.rtnl import ERROR, HEADER, attributes, split
 from mapek.errors import NetlinkError, PrivilegeError
 from mapek.knowledge.topology import Address, Network
 
@@ -32,8 +33,6 @@ _NHA_ID, _NHA_OIF, _NHA_GATEWAY = 1, 5, 6
 _ONLINK: Final = 4
 AT_ONCE: Final = 64
 DUMP_PATIENCE_S: Final = 2.0
-_HEADER = struct.Struct("=IHHII")
-_ERROR: Final = 2
 _DONE: Final = 3
 
 
@@ -55,7 +54,7 @@ def nexthop(ident: int, ifindex: int, gateway: Address) -> bytes:
 
 
 def _message(kind: int, flags: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 0, 0) + body
+    return HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body
 
 
 def route(
@@ -114,7 +113,7 @@ class Messenger:
                 self._socket.send(part)
                 while wanted:
                     for kind, body in split(self._socket.recv(65536)):
-                        if kind == _ERROR:
+                        if kind == ERROR:
                             wanted -= 1
                             failed = failed or -struct.unpack_from("=i", body)[0]
             except OSError as error:
@@ -130,7 +129,7 @@ class Messenger:
             for answered, body in split(self._next_part()):
                 if answered == _DONE:
                     return
-                if answered == _ERROR:
+                if answered == ERROR:
                     raise refusal(-struct.unpack_from("=i", body)[0], "dump", "routes")
                 yield answered, body
 
@@ -151,7 +150,7 @@ class Messenger:
         for kind, found in split(self._socket.recv(65536)):
             if kind == RTM_NEWNEXTHOP:
                 return found
-            if kind == _ERROR and (code := -struct.unpack_from("=i", found)[0]) not in (0, errno.ENOENT):
+            if kind == ERROR and (code := -struct.unpack_from("=i", found)[0]) not in (0, errno.ENOENT):
                 raise refusal(code, "read", f"nexthop {ident}")
         return None
 
@@ -162,8 +161,8 @@ class Messenger:
 def portions(message: bytes) -> Iterator[tuple[bytes, int]]:
     """Whole messages, at most `AT_ONCE` together, and how many: each is acknowledged into a bounded buffer."""
     start = at = count = 0
-    while at + _HEADER.size <= len(message):
-        at += -(-_HEADER.unpack_from(message, at)[0] // 4) * 4
+    while at + HEADER.size <= len(message):
+        at += -(-HEADER.unpack_from(message, at)[0] // 4) * 4
         count += 1
         if count == AT_ONCE:
             yield message[start:at], count
@@ -177,30 +176,6 @@ def refusal(code: int, tried: str, on: str) -> NetlinkError | PrivilegeError:
     if code == errno.EPERM:
         return PrivilegeError(tried, on, "CAP_NET_ADMIN is missing", "run as root or grant the capability")
     return NetlinkError(tried, on, os.strerror(code), "see `ip route` and `ip nexthop`", code=code)
-
-
-def split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The messages in a buffer, as (type, body); stops at a length that cannot be."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
-        if length < _HEADER.size or at + length > len(data):
-            return
-        yield kind, data[at + _HEADER.size : at + length]
-        at += -(-length // 4) * 4
-
-
-def attributes(body: bytes, offset: int) -> Mapping[int, bytes]:
-    """The attributes behind a message's fixed part; the last of each kind."""
-    found: dict[int, bytes] = {}
-    at = offset
-    while at + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, at)
-        if length < 4 or at + length > len(body):
-            break
-        found[kind & 0x3FFF] = body[at + 4 : at + length]
-        at += -(-length // 4) * 4
-    return found
 
 
 def nexthop_fields(body: bytes) -> tuple[int, int, int, bytes] | None:

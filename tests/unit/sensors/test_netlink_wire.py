@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.ndmsg import ndmsg  # noqa: F401 - registers the families that rtmsg refers to
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from mapek.bpf import rtnl
 from mapek.sensors import netlink_wire as wire
 
 
@@ -60,7 +61,7 @@ def test_a_route_by_nexthop_object():
 @pytest.mark.parametrize("gateway", ["10.0.0.2", "fe80::2"])
 def test_a_nexthop(gateway):
     message = wire.nexthop(0x6D000001, 7, ip_address(gateway))
-    ((kind, body),) = wire.split(message)
+    ((kind, body),) = rtnl.split(message)
     assert kind == wire.RTM_NEWNEXTHOP == 104
     # struct nhmsg: family, scope, protocol, reserved, flags (RTNH_F_ONLINK)
     family = 2 if "." in gateway else 10
@@ -74,18 +75,18 @@ def test_portions_are_whole_and_lose_nothing(bodies):
     padded = [message.ljust(-(-len(message) // 4) * 4, b"\0") for message in messages]
     parts = list(wire.portions(b"".join(padded)))
     assert b"".join(part for part, _ in parts) == b"".join(padded)
-    assert [count for _, count in parts] == [len(list(wire.split(part))) for part, _ in parts]
+    assert [count for _, count in parts] == [len(list(rtnl.split(part))) for part, _ in parts]
     assert sum(count for _, count in parts) == len(bodies)
     assert all(count <= wire.AT_ONCE for _, count in parts)
-    assert list(wire.split(b"".join(padded))) == bodies
+    assert list(rtnl.split(b"".join(padded))) == bodies
 
 
 @given(st.binary(max_size=300))
 def test_any_buffer_is_taken_apart_without_a_crash(data):
-    for _, body in wire.split(data):
+    for _, body in rtnl.split(data):
         wire.nexthop_fields(body)
-        wire.attributes(body, 8)
-    assert sum(16 + len(body) for _, body in wire.split(data)) <= len(data)
+        rtnl.attributes(body, 8)
+    assert sum(16 + len(body) for _, body in rtnl.split(data)) <= len(data)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +100,12 @@ def test_any_buffer_is_taken_apart_without_a_crash(data):
     ],
 )
 def test_lengths(data, found):
-    assert list(wire.split(data)) == found
+    assert list(rtnl.split(data)) == found
 
 
 def test_attributes():
     body = struct.pack("=HHIHHI", 8, 1, 5, 8, 0x8000 | 2, 6) + struct.pack("=HH", 3, 9)
-    assert wire.attributes(body, 0) == {1: struct.pack("=I", 5), 2: struct.pack("=I", 6)}
+    assert rtnl.attributes(body, 0) == {1: struct.pack("=I", 5), 2: struct.pack("=I", 6)}
     assert wire.nexthop_fields(b"short") is None
     assert wire.nexthop_fields(bytes(8)) is None
 
