@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mapek.bpf.objects import load_async as load_async
     from mapek.bpf.program import Program as Program
     from mapek.bpf.program import TestRun as TestRun
+    from mapek.bpf.ringbatch import RingBatches as RingBatches
     from mapek.bpf.ringbuf import RingBuffer as RingBuffer
     from mapek.bpf.spec import MapSpec as MapSpec
     from mapek.bpf.spec import ObjectSpec as ObjectSpec
@@ -36,6 +37,15 @@ if TYPE_CHECKING:
     from mapek.bpf.tc import TcLink as TcLink
     from mapek.bpf.tc import attach_tc as attach_tc
     from mapek.bpf.tc import attach_tc_async as attach_tc_async
+    from mapek.bpf.tracing import PerfAttachment as PerfAttachment
+    from mapek.bpf.tracing import attach_btf_tracepoint as attach_btf_tracepoint
+    from mapek.bpf.tracing import attach_btf_tracepoint_async as attach_btf_tracepoint_async
+    from mapek.bpf.tracing import attach_kprobe as attach_kprobe
+    from mapek.bpf.tracing import attach_kprobe_async as attach_kprobe_async
+    from mapek.bpf.tracing import attach_raw_tracepoint as attach_raw_tracepoint
+    from mapek.bpf.tracing import attach_raw_tracepoint_async as attach_raw_tracepoint_async
+    from mapek.bpf.tracing import attach_tracepoint as attach_tracepoint
+    from mapek.bpf.tracing import attach_tracepoint_async as attach_tracepoint_async
     from mapek.bpf.xdp import Link as Link
     from mapek.bpf.xdp import XdpLink as XdpLink
     from mapek.bpf.xdp import attach_xdp as attach_xdp
@@ -54,9 +64,15 @@ _HOMES: Final = {
     ),
     "objects": "LoadedObject load load_async",
     "program": "Program TestRun",
+    "ringbatch": "RingBatches",
     "ringbuf": "RingBuffer",
     "spec": "MapSpec ObjectSpec ProgramSpec object_path",
     "tc": "TcLink attach_tc attach_tc_async",
+    "tracing": (
+        "PerfAttachment attach_btf_tracepoint attach_btf_tracepoint_async attach_kprobe "
+        "attach_kprobe_async attach_raw_tracepoint attach_raw_tracepoint_async attach_tracepoint "
+        "attach_tracepoint_async"
+    ),
     "xdp": "Link XdpLink attach_xdp attach_xdp_async open_link",
     "xdp_netlink": "attach_xdp_netlink attach_xdp_netlink_async read_xdp",
 }

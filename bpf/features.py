@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from mapek.bpf import syscall
+from mapek.bpf import helpers, syscall
 from mapek.bpf.spec import ObjectSpec
 from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError
@@ -32,12 +32,6 @@ _MAP_SINCE: Final = {
     "task_storage": "5.11", "bloom_filter": "5.16", "user_ringbuf": "6.1", "cgrp_storage": "6.2", "arena":
     "6.9",
 }  # fmt: skip
-# The last helper number of each kernel, from include/uapi/linux/bpf.h of its release. There the list ends:
-# later kernels add kfuncs instead (6.18 knows no other number).
-_LAST_HELPER: Final = (
-    (155, "5.10"), (162, "5.11"), (163, "5.12"), (165, "5.13"), (168, "5.14"), (175, "5.15"), (179, "5.16"),
-    (185, "5.17"), (193, "5.18"), (203, "5.19"), (207, "6.0"), (209, "6.1"), (211, "6.2"),
-)  # fmt: skip
 
 
 class Answer(enum.StrEnum):
@@ -67,7 +61,7 @@ def probe(feature: str) -> Answer:
         answer = FEATURES[feature][1]()
     except (MapekError, OSError):
         answer = Answer.UNKNOWN
-    if answer is not Answer.UNKNOWN:
+    if answer is not Answer.UNKNOWN and feature not in _MOUNTS:
         _sure[feature] = answer
     return answer
 
@@ -81,6 +75,16 @@ def require(feature: str, tried: str, on: object) -> None:
     """Raises FeatureError naming what brings `feature` if the kernel surely lacks it."""
     if probe(feature) is Answer.NO:
         raise FeatureError(tried, on, f"this kernel has no {feature}", f"it needs {since(feature)}")
+
+
+def deny(feature: str) -> None:
+    """Answer NO for `feature` from now on, in this process: for tests of what a program does without it.
+
+    Raises ValueError for a name that is not in FEATURES.
+    """
+    if feature not in FEATURES:
+        raise ValueError(f"feature {feature!r} is none of {', '.join(FEATURES)}")
+    _sure[feature] = Answer.NO
 
 
 def features() -> dict[str, Answer]:
@@ -121,10 +125,12 @@ def _probe_map(kind: int, key: int, value: int, entries: int, flags: int = 0) ->
 
 
 @contextlib.contextmanager
-def _program(kind: int, *instructions: tuple[int, int, int, int]) -> Iterator[tuple[int, str]]:
+def _program(
+    kind: int, *instructions: tuple[int, int, int, int], attach: tuple[int, int] = (0, 0)
+) -> Iterator[tuple[int, str]]:
     """A freshly loaded program's fd or negative errno, and the verifier's log.
 
-    An instruction is (code, registers, offset, immediate).
+    An instruction is (code, registers, offset, immediate); `attach` is the attach type and BTF id.
     """
     code = ctypes.create_string_buffer(b"".join(struct.pack("=BBhi", *i) for i in instructions))
     license_ = ctypes.create_string_buffer(b"GPL")
@@ -133,7 +139,8 @@ def _program(kind: int, *instructions: tuple[int, int, int, int]) -> Iterator[tu
         "=IIQQIIQII", kind, len(instructions), ctypes.addressof(code), ctypes.addressof(license_), 1,
         len(log), ctypes.addressof(log), 0, 0,
     )  # fmt: skip
-    fd = syscall.bpf_raw(syscall.PROG_LOAD, attr + bytes(24))
+    kind_at, btf_id = attach
+    fd = syscall.bpf_raw(syscall.PROG_LOAD, attr + struct.pack("=20xI36xII", kind_at, btf_id, 0))
     try:
         yield fd, log.value.decode("utf-8", "replace")
     finally:
@@ -144,6 +151,9 @@ def _program(kind: int, *instructions: tuple[int, int, int, int]) -> Iterator[tu
 _RETURN_2: Final = ((0xB7, 0, 0, 2), (0x95, 0, 0, 0))
 _SCHED_CLS: Final = 3
 _XDP: Final = 6
+_RAW_TRACEPOINT: Final = 17
+_TRACING: Final = 26
+_TRACE_RAW_TP: Final = 23
 
 
 def _probe_helper(number: int, kind: int = _SCHED_CLS) -> Callable[[], Answer]:
@@ -211,7 +221,47 @@ def _nexthop() -> Answer:
     return Answer.YES
 
 
+def _raw_tp() -> Answer:
+    # The program's fd is looked at first.
+    return _judge(syscall.bpf_raw(17, struct.pack("=QiI", 0, -1, 0)), (-errno.EBADF,))
+
+
+def _tp_btf() -> Answer:
+    # BTF id 1 is no tracepoint: who knows the type and has BTF says so in the log, who does not is silent.
+    with _program(_TRACING, *_RETURN_2, attach=(_TRACE_RAW_TP, 1)) as (fd, log):
+        if fd >= 0 or log:
+            return Answer.YES
+        return _judge(fd)
+
+
+def _task_storage() -> Answer:
+    with _program(_RAW_TRACEPOINT, (0x85, 0, 0, 156), *_RETURN_2) as (fd, log):
+        if fd < 0 and not log:
+            return Answer.UNKNOWN
+        unknown = "unknown func" in log or "invalid func" in log or "cannot use helper" in log
+        return Answer.NO if unknown else Answer.YES
+
+
+def _kprobe() -> Answer:
+    there = os.path.exists("/sys/bus/event_source/devices/kprobe/type")
+    return Answer.YES if there else Answer.NO
+
+
+def _mounted(*kinds: str) -> Callable[[], Answer]:
+    def ask() -> Answer:
+        with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
+            found = {line.split(" ")[2] for line in mounts}
+        return Answer.YES if found.intersection(kinds) else Answer.NO
+
+    return ask
+
+
 FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
+    "tracefs": ("kernel 4.1 with tracefs or debugfs mounted", _mounted("tracefs", "debugfs")),
+    "cgroup2": ("kernel 4.5 with cgroup2 mounted", _mounted("cgroup2")),
+    "kprobe": ("kernel 4.17 with CONFIG_KPROBES", _kprobe),
+    "raw_tp": ("kernel 4.17", _raw_tp),
+    "tp_btf": ("kernel 5.5 with CONFIG_DEBUG_INFO_BTF", _tp_btf),
     "prog_test_run": ("kernel 4.12", _test_run),
     "lpm_trie": ("kernel 4.11", _probe_map(11, 8, 8, 1, 1)),
     "nexthop": ("kernel 5.3", _nexthop),
@@ -222,11 +272,15 @@ FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "ringbuf": ("kernel 5.8", _probe_map(27, 0, 0, os.sysconf("SC_PAGE_SIZE"))),
     # The kernel's answers to a bad XDP attachment are no different before 5.9; LINK_DETACH came with it.
     "xdp_link": ("kernel 5.9", _link_command(syscall.LINK_DETACH)),
+    # Since 5.11 for LSM programs alone.
+    "task_storage": ("kernel 5.13 with CONFIG_DEBUG_INFO_BTF", _task_storage),
     "batch_percpu_array": ("kernel 5.13", _batch(6)),
     "bpf_timer": ("kernel 5.15", _probe_helper(169)),
     "bpf_loop": ("kernel 5.17", _probe_helper(181)),
     "tcx": ("kernel 6.6", _tcx),
 }
+# What is not here now may be mounted later.
+_MOUNTS: Final = frozenset(("tracefs", "cgroup2"))
 _sure: Final[dict[str, Answer]] = {}
 
 
@@ -245,8 +299,8 @@ def version_of_complaint(line: str) -> str:
     match = re.search(r"unknown#(\d+)", line)
     if not match:
         return ""
-    number = int(match[1])
-    return next((f"kernel {v}" for last, v in _LAST_HELPER if number <= last), "a kernel newer than 6.18")
+    version = helpers.since(int(match[1]))
+    return f"kernel {version}" if version else "a kernel newer than 6.18"
 
 
 def version_of_map(spec: ObjectSpec, prints: list[str]) -> str:

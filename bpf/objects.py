@@ -75,6 +75,7 @@ def load(
     reuse: Mapping[str, Map | int] | None = None,
     max_entries: Mapping[str, int] | None = None,
     skip_maps: Collection[str] = (),
+    btf: str | None = None,
 ) -> LoadedObject:
     """Load an object into the kernel; blocks for milliseconds.
 
@@ -84,6 +85,7 @@ def load(
         reuse: maps to use instead of new ones, by name (a Map or a fd; the caller keeps its own).
         max_entries: sizes of maps, by name.
         skip_maps: maps not to create, for kernels that lack their type; no loaded program may use them.
+        btf: a file with the BTF of this kernel, for the CO-RE relocations of one that carries none itself.
 
     Raises:
         ObjectError: unknown names, wrong byte order, or libbpf refuses the object.
@@ -98,7 +100,11 @@ def load(
     libbpf.take_prints()
     raw = ctypes.create_string_buffer(spec.raw, len(spec.raw))
     name = os.path.basename(spec.path).split(".")[0].encode("utf-8", "replace")
-    opts = libbpf.OpenOpts(sz=ctypes.sizeof(libbpf.OpenOpts), object_name=name or b"object")
+    opts = libbpf.OpenOpts(
+        sz=ctypes.sizeof(libbpf.OpenOpts),
+        object_name=name or b"object",
+        btf_custom_path=None if btf is None else os.fsencode(btf),
+    )
     handle = lib.bpf_object__open_mem(raw, len(spec.raw), ctypes.byref(opts))
     if not handle:
         why = "; ".join(libbpf.take_prints()[-2:]) or os.strerror(ctypes.get_errno())
@@ -129,11 +135,18 @@ async def load_async(
     reuse: Mapping[str, Map | int] | None = None,
     max_entries: Mapping[str, int] | None = None,
     skip_maps: Collection[str] = (),
+    btf: str | None = None,
 ) -> LoadedObject:
     """`load` in a worker thread, which keeps the caller's network namespace."""
     return await in_thread(
         lambda: load(
-            spec, programs=programs, rodata=rodata, reuse=reuse, max_entries=max_entries, skip_maps=skip_maps
+            spec,
+            programs=programs,
+            rodata=rodata,
+            reuse=reuse,
+            max_entries=max_entries,
+            skip_maps=skip_maps,
+            btf=btf,
         ),
         LoadedObject.close,
     )

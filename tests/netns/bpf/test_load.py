@@ -48,6 +48,7 @@ def test_the_verifiers_lines(instruction: tuple[int, ...], kind: type[Exception]
         assert "processed" in caught.value.log
 
 
+@pytest.mark.kernel
 def test_a_program_for_newer_kernels_says_which():
     spec = ObjectSpec.read(object_path("link_watch"))
     if machine.has("bpf_timer"):
@@ -109,6 +110,7 @@ def test_a_map_of_another_shape_is_not_reused(kind: str, value_size: int, says: 
                 load(COUNTER, reuse={"counters": given})
 
 
+@pytest.mark.kernel
 def test_constants_reach_the_program():
     with load(COUNTER, rodata={"slot": 3, "sample_every": b"\x08\0\0\0"}) as loaded:
         spec = COUNTER.variables
@@ -117,12 +119,14 @@ def test_constants_reach_the_program():
         assert data[spec["sample_every"].offset :][:4] == b"\x08\0\0\0"
 
 
+@pytest.mark.kernel
 def test_only_the_chosen_programs_are_loaded():
     with load(COUNTER, programs=set()) as loaded:
         assert loaded.programs == {}
         assert "counters" in loaded.maps
 
 
+@pytest.mark.kernel
 def test_a_map_can_be_left_out_with_the_programs_that_use_it():
     with load(COUNTER, programs=[], skip_maps=["samples"], max_entries={"counters": 7}) as loaded:
         assert "samples" not in loaded.maps
@@ -136,6 +140,7 @@ def test_the_other_byte_order_is_refused():
         load(spec)
 
 
+@pytest.mark.kernel
 def test_programs_know_themselves(counter: LoadedObject):
     program = counter.programs["xdp_counter"]
     assert (program.name, program.type) == ("xdp_counter", "xdp")
@@ -158,6 +163,7 @@ async def test_load_async_and_its_context():
         each.close()
 
 
+@pytest.mark.kernel
 async def test_ring_buffer_on_the_loop():
     with load(COUNTER, rodata={"sample_every": 1}) as loaded:
         got: list[bytes] = []
@@ -213,13 +219,14 @@ def test_only_ring_buffers_are_read_as_such(counter: LoadedObject):
         RingBuffer(counter.maps["counters"], print)
 
 
+@pytest.mark.kernel
 def test_probes_answer_on_this_kernel():
     answers = {name: probe(name) for name in FEATURES}
     assert Answer.UNKNOWN not in answers.values()
     assert (answers["btf"] is Answer.YES) == machine.has("btf")
     for name, (since, _) in FEATURES.items():
         version = tuple(int(n) for n in since.split()[1].split("."))
-        if machine.kernel() >= version and name != "btf":
+        if machine.kernel() >= version and " with " not in since:
             assert answers[name] is Answer.YES, name
 
 
@@ -276,6 +283,7 @@ except MapekError as error:
 """
 
 
+@pytest.mark.kernel
 def test_a_limit_of_locked_memory_is_named_where_the_kernel_has_one():
     command = ["setpriv", "--bounding-set=-sys_resource", sys.executable, "-c", LOCKED]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
