@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from mapek.config import Config
 
 
+SWITCH_S = 0.0005
+"""For `sys.setswitchinterval`, which is the process's and so not ours to call here: after so many seconds a thread
+gives the interpreter to the loop that waits for it. Python's own 5 ms let every thread that loads a program or
+imports hold the loop up for as long."""
+
+
 @asynccontextmanager
 async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop]:
     """The loop of `config`, opened; leaving closes it and detaches everything but pinned reflectors.

@@ -104,6 +104,10 @@ class Touchpoint:
     kind: ClassVar[Literal["sensor", "effector"]] = "sensor"
     variants: ClassVar[tuple[Variant, ...]] = ()
     """The ways in which it can work, the best first; empty for one that needs nothing special."""
+    counted: ClassVar[Mapping[str, str]] = {}
+    """What `Status.counts` may hold, with a line of help each for `/metrics`."""
+    opens_after: ClassVar[tuple[str, ...]] = ()
+    """Touchpoints that must have been opened before, if they come before it in the configuration."""
     wanted_variant: str = "auto"
     """The one of `variants` that its options ask for."""
     period_ns: int = 1_000_000_000

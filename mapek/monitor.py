@@ -16,7 +16,7 @@ from mapek.contracts import Status, Surroundings, Touchpoint
 from mapek.errors import MapekError, PluginError
 from mapek.knowledge import Knowledge
 from mapek.model import Event, Frame
-from mapek.supervision import Supervision
+from mapek.supervision import Supervision, together
 
 FIRST_READ_NS = 200_000_000
 FIRST_RETRY_NS = 500_000_000
@@ -66,13 +66,32 @@ class Monitor:
         self._clock, self._knowledge, self._supervision, self._feed = clock, knowledge, supervision, feed
 
     async def start(self) -> dict[str, MapekError]:
-        """Open all touchpoints, in the order given; returns what failed and is being retried from now on."""
-        failed = {}
+        """Open all touchpoints at the same time, for most of that is waiting for the kernel, but each after those
+        that it names in `opens_after`; returns what failed and is being retried from now on, in the order given."""
+        tried: dict[str, asyncio.Event] = {}
+        works = []
         for name, watched in self.watched.items():
-            if error := await self._open(watched):
-                failed[name] = error
+            # Only those before it in the order, so that no two can wait for each other.
+            first = [tried[other] for other in watched.touchpoint.opens_after if other in tried]
+            tried[name] = asyncio.Event()
+            works.append(self._open_after(watched, first, tried[name]))
+        errors = await together(works)
+        failed = {}
+        for watched, error in zip(self.watched.values(), errors, strict=True):
+            if error is not None:
+                failed[watched.touchpoint.name] = error
                 self._later(watched, FIRST_RETRY_NS)
         return failed
+
+    async def _open_after(
+        self, watched: Watched, first: list[asyncio.Event], tried: asyncio.Event
+    ) -> MapekError | None:
+        for other in first:
+            await other.wait()
+        try:
+            return await self._open(watched)
+        finally:
+            tried.set()
 
     async def _open(self, watched: Watched) -> MapekError | None:
         touchpoint = watched.touchpoint

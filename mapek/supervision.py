@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import ParamSpec, TypeVar
 
 from mapek.clock import Clock
@@ -101,3 +101,20 @@ class _Timed(Awaitable[T]):
                 sent = yield waits_for
             except (Exception, asyncio.CancelledError) as error:
                 thrown = error
+
+
+async def together(works: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of `works` in their order, all run at the same time.
+
+    The first that fails ends the others, and its error is raised as it is, without a group around it.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_awaiting(work)) for work in works]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from failed.exceptions[0].__cause__
+    return [task.result() for task in tasks]
+
+
+async def _awaiting(work: Awaitable[T]) -> T:
+    return await work

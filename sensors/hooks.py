@@ -28,7 +28,7 @@ class Hooks:
 
     def __init__(self) -> None:
         self._hooks: dict[int, _Hook] = {}
-        self._lock = asyncio.Lock()
+        self._locks: dict[int, asyncio.Lock] = {}
 
     async def join(
         self,
@@ -47,7 +47,7 @@ class Hooks:
 
         Raises what `Dispatcher` and `load` raise.
         """
-        async with self._lock:
+        async with self._lock(ifindex):
             hook = self._hooks.get(ifindex)
             if hook is not None and not hook.dispatcher.alive:
                 # the interface went away under it, and a new one has the same index
@@ -82,6 +82,9 @@ class Hooks:
             hook.members.add(slot)
             return loaded
 
+    def _lock(self, ifindex: int) -> asyncio.Lock:
+        return self._locks.setdefault(ifindex, asyncio.Lock())
+
     def mode(self, ifindex: int) -> str:
         """ "native" or "generic"; "gone" when the interface is no more, "" when nobody joined."""
         hook = self._hooks.get(ifindex)
@@ -96,7 +99,7 @@ class Hooks:
 
     async def leave(self, ifindex: int, slot: str, *, keep: bool = False) -> None:
         """Take the member off. With `keep` it stays in the (pinned) chain and outlives this process."""
-        async with self._lock:
+        async with self._lock(ifindex):
             hook = self._hooks.get(ifindex)
             if hook is None or slot not in hook.members:
                 return

@@ -16,6 +16,7 @@ from mapek.contracts import Surroundings
 from mapek.errors import AttachError, DegradedError, MapekError
 from mapek.model import Entity, Event
 from mapek.sensors.links import Links
+from mapek.supervision import together
 
 log = logging.getLogger("mapek")
 
@@ -53,10 +54,11 @@ class Interfaces(Generic[A]):
         self.attached: dict[str, A] = {}
         self.missing: dict[str, MapekError] = {}
         self._verb, self._attach_to = verb, attach
-        self._names: frozenset[str] = frozenset()
+        self._names: tuple[str, ...] = ()
         self._around: Surroundings | None = None
         self._links: Links | None = None
-        self._turn = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By name: an interface that comes back is heard of several times."""
 
     async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
         """Attach to each of `names`, by default the interfaces of all paths.
@@ -65,14 +67,13 @@ class Interfaces(Generic[A]):
         the kernel says that the interface is there.
         """
         self._around = around
-        wanted = tuple(names) or tuple(path.interface for path in around.knowledge.topology.paths())
-        self._names = frozenset(wanted)
+        wanted = tuple(names) or (path.interface for path in around.knowledge.topology.paths())
+        self._names = tuple(dict.fromkeys(wanted))
         links = around.shared(Links)
         await links.join(self._hear, around.clock.now_ns)
         self._links = links
-        for name in dict.fromkeys(wanted):
-            async with self._turn:
-                await self._attach(name)
+        # Together: most of it is waiting, for the kernel's grace periods and for its verifier.
+        await together(self._take(name) for name in self._names)
         if self.missing and not self.attached:
             raise next(iter(self.missing.values()))
 
@@ -96,6 +97,11 @@ class Interfaces(Generic[A]):
         """What is missing and why, a line each, for `Status.degraded`."""
         return tuple(str(error) for error in self.missing.values())
 
+    async def _take(self, name: str) -> None:
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            if self._around is not None:
+                await self._attach(name)
+
     async def _attach(self, name: str) -> None:
         former = self.attached.get(name)
         try:
@@ -115,6 +121,8 @@ class Interfaces(Generic[A]):
             self.missing[name] = error
             return
         self.attached[name] = now
+        # As they were configured, whichever came first: rows of a frame keep their places.
+        self.attached = {one: self.attached[one] for one in self._names if one in self.attached}
         self.missing.pop(name, None)
         if former is not None:
             former.close()
@@ -129,14 +137,9 @@ class Interfaces(Generic[A]):
             former = self.attached.get(name)
             stale = former is None or former.entity.generation != ifindex or name in self.missing
             if stale and self._around is not None:
-                self._around.spawn(self._again(name))
+                self._around.spawn(self._take(name))
 
     def _lost(self, name: str) -> None:
         why = AttachError(self._verb, name, "the interface is gone", "it goes on when the interface is back")
         self.missing[name] = why
         log.warning("%s", why)
-
-    async def _again(self, name: str) -> None:
-        async with self._turn:
-            if self._around is not None:
-                await self._attach(name)

@@ -33,11 +33,13 @@ def _run(arguments: argparse.Namespace) -> int:
     import asyncio
     import logging
 
+    from mapek.assembly import SWITCH_S
     from mapek.cli.logs import Log
     from mapek.cli.signals import until_signal
     from mapek.config import load_config
 
     config = load_config(arguments.config)
+    sys.setswitchinterval(SWITCH_S)
     log = Log()
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     try:

@@ -24,8 +24,8 @@ class Logged(Touchpoint):
     name = "one"
     period_ns = 0
 
-    def __init__(self, name="one", fails=None, hangs=False, close_fails=None, close_hangs=False):
-        self.name = name
+    def __init__(self, name="one", fails=None, hangs=False, close_fails=None, close_hangs=False, after=()):
+        self.name, self.opens_after = name, after
         self.fails, self.hangs = fails, hangs
         self.close_fails, self.close_hangs = close_fails, close_hangs
         self.opened_at = []
@@ -127,8 +127,29 @@ async def test_a_retry_that_comes_through_in_spite_of_its_cancellation_is_closed
     assert node.clock.next_ns() is None
 
 
+async def test_one_that_hangs_keeps_only_those_that_open_after_it():
+    """And nobody waits for one that comes later in the order, or is not there."""
+    touchpoints = [
+        Logged("early", after=("slow",)),
+        Logged("slow", hangs=True),
+        Logged("free", after=("nobody",)),
+        Logged("late", after=("slow", "free")),
+    ]
+    task = asyncio.create_task(Node(touchpoints).__aenter__())
+    await settle()
+    assert LOG == ["open early", "open slow", "open free"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_one_opens_after_another_that_failed():
+    async with Node([Logged("first", fails=OSError("no")), Logged("second", after=("first",))]):
+        assert LOG == ["open first", "close first", "open second"]
+
+
 async def test_cancelled_while_opening_leaves_nothing():
-    touchpoints = [Logged("a"), Logged("slow", hangs=True), Logged("never")]
+    touchpoints = [Logged("a"), Logged("slow", hangs=True), Logged("never", after=("slow",))]
     node = Node(touchpoints)
     task = asyncio.create_task(node.__aenter__())
     await settle()
