@@ -6,25 +6,45 @@ the driver merges; but every interface has it, and foreign programs do not stand
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mapek.bpf import LoadedObject, ObjectSpec, attach_tc_async, load_async
 from mapek.bpf.maps import Map
 from mapek.bpf.tc import TcLink
+from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
-from mapek.config.options import take
-from mapek.contracts import Options
+from mapek.contracts import Variant
 from mapek.errors import AttachError, FeatureError
 from mapek.model import Entity
 from mapek.sensors.hooks import Hooks
+from mapek.sensors.variants import choose
 
 MODES = ("auto", "native", "generic", "tc")
+"""As options have it: "auto" is XDP by the driver, else tc."""
+NEEDS = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON")
 
 
-def take_mode(options: Options) -> str:
-    """The option `mode`: "auto" (XDP by the driver, else tc), "native", "generic" or "tc"."""
-    return take(options, "mode", str, "auto", choices=MODES)
+def variants_of(*needs: str) -> tuple[Variant, ...]:
+    """The variants of a sensor that can go both ways and has further `needs` of the kernel."""
+    return (
+        Variant("xdp", (*NEEDS, *needs, "xdp_link"), "before the stack spends anything on a frame"),
+        Variant("tc", (*NEEDS, *needs), "on every interface"),
+    )
+
+
+def variant_of(mode: str) -> str:
+    """Which of the variants a mode asks for."""
+    return mode if mode in ("auto", "tc") else "xdp"
+
+
+async def choose_mode(sensor: str, variants: Sequence[Variant], mode: str) -> tuple[str, tuple[str, ...]]:
+    """The mode to attach with, as far as this kernel goes, and a line for what is not as good as it might be.
+
+    Raises PrivilegeError or FeatureError where it cannot work at all.
+    """
+    choice = await in_thread(lambda: choose(sensor, variants, variant_of(mode)))
+    return ("tc" if choice.variant.name == "tc" else mode), choice.degraded()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from mapek.errors import ConfigError
@@ -35,6 +36,7 @@ class Table(Mapping[str, object]):
         file: the file's name, for messages.
         place: the table's own name in the file ("[sensors.link_watch]"); empty for the top.
         defaults: values that stand for keys that the file does not set.
+        folder: of the file, where relative paths start.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class Table(Mapping[str, object]):
         file: str = "options",
         place: str = "",
         defaults: Mapping[str, object] | None = None,
+        folder: Path = Path(),
     ) -> None:
-        self.file, self.place = file, place
+        self.file, self.place, self.folder = file, place, folder
         self._values, self._defaults = dict(values), dict(defaults or {})
         self._read: set[str] = set()
 
@@ -162,6 +165,17 @@ def take_strings(options: Mapping[str, object], key: str, default: tuple[str, ..
         if not isinstance(value, str):
             raise error(options, f"{key}[{place}]", f"is {_word(value)}, not a string", "put it in quotes")
     return tuple(values)
+
+
+def located(options: Mapping[str, object], key: str, written: str) -> Path | None:
+    """The path that `key` names, from the folder of the configuration where it is relative; None for "".
+
+    Raises ConfigError for what cannot be a path.
+    """
+    if "\0" in written:
+        raise error(options, key, "holds a zero byte", "write a path")
+    folder = options.folder if isinstance(options, Table) else Path()
+    return folder / Path(written).expanduser() if written else None
 
 
 def _check_range(

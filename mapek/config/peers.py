@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Address, ip_address, ip_network
-from pathlib import Path as File
 from typing import Final
 
 from mapek.config.options import Table, error, open_at_once, plain, take, take_strings
@@ -23,11 +22,11 @@ _NAME_LIMIT: Final = 63
 _INTERFACE_LIMIT: Final = 15  # IFNAMSIZ less the final zero
 
 
-def peers(top: Table, node: str, own: tuple[Address, ...], folder: File) -> tuple[Peer, ...]:
-    """All peers of the file. Key files are looked for from `folder`. Raises ConfigError."""
+def peers(top: Table, node: str, own: tuple[Address, ...]) -> tuple[Peer, ...]:
+    """All peers of the file. Raises ConfigError."""
     found: list[Peer] = []
     for table in tables(top, "peer", "[[peer]]"):
-        peer = _peer(table, node, own, folder)
+        peer = _peer(table, node, own)
         _distinct(table, peer, found)
         found.append(peer)
     return tuple(found)
@@ -38,7 +37,7 @@ def tables(parent: Table, key: str, place: str) -> Iterator[Table]:
     for number, values in enumerate(take(parent, key, list, []), 1):
         if not isinstance(values, dict):
             raise error(parent, key, "is not an array of tables", f"begin each with {place}")
-        yield Table(values, parent.file, f"{place} {number}")
+        yield Table(values, parent.file, f"{place} {number}", folder=parent.folder)
 
 
 def name(table: Table, key: str = "name", default: str | None = None) -> str:
@@ -87,7 +86,7 @@ def addresses(table: Table, key: str) -> tuple[Address, ...]:
     return found
 
 
-def _peer(table: Table, node: str, own: tuple[Address, ...], folder: File) -> Peer:
+def _peer(table: Table, node: str, own: tuple[Address, ...]) -> Peer:
     called = name(table)
     table.place = f'[[peer]] "{called}"'
     if called == node:
@@ -100,9 +99,15 @@ def _peer(table: Table, node: str, own: tuple[Address, ...], folder: File) -> Pe
             raise error(table, "addresses", f"{one} is this node's own", "write the peer's")
     prefixes = _prefixes(table, theirs)
     paths = _paths(table, called, prefixes)
-    key = read_key(table, folder)
+    unauthenticated = take(table, "unauthenticated", bool, False)
+    if not unauthenticated:
+        key = read_key(table)
+    elif take(table, "key_file", str, ""):
+        raise error(table, "key_file", "an unauthenticated peer has no use for it", "remove one of the two")
+    else:
+        key = b""
     table.leftover()
-    return Peer(called, theirs, prefixes, paths, key)
+    return Peer(called, theirs, prefixes, paths, key, unauthenticated)
 
 
 def _prefixes(table: Table, theirs: tuple[Address, ...]) -> tuple[Network, ...]:
@@ -216,13 +221,13 @@ def _distinct(table: Table, peer: Peer, others: list[Peer]) -> None:
                 )  # fmt: skip
 
 
-def read_key(table: Table, folder: File, key: str = "key_file") -> bytes:
+def read_key(table: Table, key: str = "key_file") -> bytes:
     """The secret in the file that `key` names: hexadecimal, at least 16 bytes, closed to others.
 
     Raises ConfigError, whose message never shows what the file holds.
     """
     written = take(table, key, str, required=True, minimum=1)
-    path = folder / written
+    path = table.folder / written
     shown = f'"{plain(written)}"'
     make = f"make it with: (umask 077; openssl rand -hex 32 > {plain(path, 200)})"
     try:

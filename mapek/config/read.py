@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from mapek.config import peers
-from mapek.config.options import Table, error, open_at_once, plain, take
+from mapek.config.options import Table, error, located, open_at_once, plain, take
 from mapek.config.settings import (
     DEFAULT_ANALYZERS,
     DEFAULT_POLICIES,
@@ -63,17 +63,16 @@ def parse_config(text: str, file: str | os.PathLike[str] = "mapek.toml") -> Conf
         raise ConfigError("read", shown, f"not TOML: {plain(cause, 120)}", "mend that line") from cause
     except RecursionError:
         raise ConfigError("read", shown, "not TOML: nested too deeply", "mend it") from None
-    top = Table(values, shown)
-    folder = path.parent
+    top = Table(values, shown, folder=path.parent)
     node_table, loop_table = _table(top, "node"), _table(top, "loop")
     name = peers.name(node_table, "name", _hostname())
     own = peers.addresses(node_table, "addresses")
-    node = NodeConfig(name, _path(node_table, "state_dir", folder))
+    node = NodeConfig(name, _path(node_table, "state_dir"))
     loop = _loop(loop_table)
-    topology = Topology(name, own, peers.peers(top, name, own, folder))
+    topology = Topology(name, own, peers.peers(top, name, own))
     plugin_table, record_table = _table(top, "plugins"), _table(top, "record")
-    plugin_directory = _path(plugin_table, "directory", folder)
-    record = _path(record_table, "file", folder)
+    plugin_directory = _path(plugin_table, "directory")
+    record = _path(record_table, "file")
     service = _service(_table(top, "service"))
     preset = _preset(loop)
     tables = {kind: _plugins(top, kind, default, preset) for kind, default in _TABLES.items()}
@@ -99,10 +98,10 @@ def _table(parent: Table, key: str) -> Table:
     try:
         values = parent[key]
     except KeyError:
-        return Table({}, parent.file, f"[{key}]")
+        return Table({}, parent.file, f"[{key}]", folder=parent.folder)
     if not isinstance(values, dict):
         raise error(parent, key, "is not a table", f"write [{plain(key)}] on a line of its own")
-    return Table(values, parent.file, f"[{plain(key)}]")
+    return Table(values, parent.file, f"[{plain(key)}]", folder=parent.folder)
 
 
 def _hostname() -> str:
@@ -110,11 +109,8 @@ def _hostname() -> str:
     return socket.gethostname().partition(".")[0] or "node"
 
 
-def _path(table: Table, key: str, folder: Path) -> Path | None:
-    written = take(table, key, str, "", maximum=4096)
-    if "\0" in written:
-        raise error(table, key, "holds a zero byte", "write a path")
-    return folder / Path(written).expanduser() if written else None
+def _path(table: Table, key: str) -> Path | None:
+    return located(table, key, take(table, key, str, "", maximum=4096))
 
 
 def _loop(table: Table) -> LoopConfig:
@@ -179,13 +175,13 @@ def _plugins(
             raise error(table, name, "is not a table", f"write {place} on a line of its own")
         if not _identifier(name):
             raise error(table, name, "cannot name a plugin", "use small letters, digits and underscore")
-        options = Table(values, top.file, place)
+        options = Table(values, top.file, place, folder=top.folder)
         if "enabled" in values and not take(options, "enabled", bool, True):
             continue
         plugin = take(options, "plugin", str, name)
         if not _identifier(plugin):
             raise error(options, "plugin", f'"{plain(plugin)}" cannot name a plugin', "write the name of one")
-        options = Table(values, top.file, place, preset.get(plugin))
+        options = Table(values, top.file, place, preset.get(plugin), top.folder)
         found[name] = PluginConfig(name, plugin, options)
     return found
 

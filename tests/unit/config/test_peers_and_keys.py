@@ -40,6 +40,13 @@ local = "fe80::1:1"
 """
 
 
+def test_an_unauthenticated_peer_needs_no_key(tmp_path: Path) -> None:
+    text = GOOD.replace('key_file = "ab.key"', "unauthenticated = true")
+    (tmp_path / "mesh.toml").write_text(text)
+    peer = load_config(tmp_path / "mesh.toml").topology.peers["b"]
+    assert (peer.unauthenticated, peer.key) == (True, b"")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     key = tmp_path / "ab.key"
@@ -205,6 +212,11 @@ WRONG = {
         'key_file = "ab.key"\n',
         "",
         'read FILE: [[peer]] "b" key_file: is missing; set it to a string',
+    ),
+    "an unauthenticated peer with a key": (
+        'key_file = "ab.key"\n',
+        'key_file = "ab.key"\nunauthenticated = true\n',
+        'read FILE: [[peer]] "b" key_file: an unauthenticated peer has no use for it; remove one of the two',
     ),
     "key is missing": (
         '"ab.key"',
