@@ -1,0 +1,247 @@
+"""batadv: control frames of batman-adv that are lost on the way from each neighbour, and neighbours that fall silent.
+
+Counted by the numbers in the frames before the stack sees them: ELP for B.A.T.M.A.N. V, and for IV the OGMs that a
+neighbour sends of itself. They are unacknowledged broadcasts, which on Wi-Fi are lost more often than unicast data is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import numpy as np
+
+from mapek.bpf import Map, ObjectSpec, PerCpuArrayMap, create_map, object_path
+from mapek.bpf.worker import in_thread
+from mapek.config.options import take, take_strings
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
+from mapek.model import Entity, Event, Frame, Metric, Schema
+from mapek.sensors.batadv_table import OTHER, TALLIES, NeighbourTable, Row
+from mapek.sensors.hooks import Hooks
+from mapek.sensors.ingress import (
+    MODES,
+    Ingress,
+    IngressProgram,
+    choose_mode,
+    join_ingress,
+    variant_of,
+    variants_of,
+)
+from mapek.sensors.interfaces import Interfaces
+
+SLOT: Final = "batadv"
+SCHEMA: Final = Schema(
+    "batadv",
+    "path",
+    counters=(
+        Metric("broadcasts_received", "", "Control broadcasts of the neighbour that came, each number once."),
+        Metric("broadcasts_lost", "", "Control broadcasts of the neighbour whose number was skipped."),
+        Metric("broadcasts_late", "", "Of the lost ones, those that came after all."),
+        Metric("broadcasts_repeated", "", "Control broadcasts of the neighbour whose number came before."),
+        Metric("sequence_restarts", "", "Jumps of the neighbour's numbers that are no loss: it began anew."),
+        Metric("ogms_passed_on", "", "OGMs of other originators that came through the neighbour."),
+    ),
+    gauges=(
+        Metric("silent", "", "1 while the neighbour is silent for longer than it may be."),
+        Metric("heard_age", "seconds", "Since the last control broadcast of the neighbour."),
+        Metric("interval", "seconds", "Between two of its control broadcasts: as it says, else as learnt."),
+        Metric("originators", "", "Originators of whom it passed on an OGM in the last 30 s."),
+    ),
+)
+_KEPT: Final = ("neighbours", "originators", "tallies")
+_OWN_MOST: Final = 64
+_NO_PREALLOC: Final = 1
+_SIOCGIFHWADDR: Final = 0x8927
+_ETHERNET: Final = 1
+
+
+@dataclass(slots=True)
+class _Listening:
+    """One interface: what is attached, its maps, and the rows that its neighbours have."""
+
+    ingress: Ingress
+    table: NeighbourTable
+    mac: bytes
+
+    @property
+    def entity(self) -> Entity:
+        return self.ingress.entity
+
+    @property
+    def where(self) -> str:
+        return self.ingress.where
+
+    def map(self, name: str) -> Map:
+        return self.ingress.loaded.maps[name]
+
+    async def leave(self) -> None:
+        await self.ingress.leave()
+
+    def close(self) -> None:
+        self.ingress.close()
+
+
+class Batadv(Touchpoint):
+    """Touchpoint `batadv`. Rows are neighbours on an interface ("path", "02:00:00:00:00:01/wlan0"), and what all those
+    counted that have no row ("other/wlan0").
+
+    sent = received + lost - late, from the first frame that was heard on. Events "neighbour.silent" and
+    "neighbour.back" (fields `heard_ns`, `interval_ns`), when a reading finds it so: at the latest
+    `silent_after` intervals and one reading after the last frame.
+
+    Options:
+        interfaces: those under the mesh; by default those of all paths.
+        mode: "auto", "native", "generic" or "tc".
+        neighbours: how many of an interface have rows and events.
+        silent_after: intervals without a frame until a neighbour is silent.
+        forget_s: after so long without a frame a neighbour's row goes, and its counts to the remainder.
+
+    Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; not the batman-adv module.
+    """
+
+    name: ClassVar[str] = "batadv"
+    counted: ClassVar[Mapping[str, str]] = {
+        "frames": "Frames of batman-adv seen.",
+        "own": "Own frames, and own OGMs that came back.",
+        "tagged": "Frames with a VLAN tag: another mesh.",
+        "malformed": "Frames that are cut short or lie about their length.",
+        "foreign_version": "Frames of another compatibility version.",
+        "neighbours_full": "Frames of neighbours that found no room.",
+        "originators_full": "OGMs of originators that found no room.",
+        "own_not_known": "Own addresses that found no room.",
+    }
+    # It says where the chain that they share is pinned, and takes over the one of the agent before.
+    opens_after: ClassVar[tuple[str, ...]] = ("link_watch",)
+    variants: ClassVar[tuple[Variant, ...]] = variants_of()
+
+    def __init__(self, options: Options) -> None:
+        self._names = take_strings(options, "interfaces")
+        self._mode = take(options, "mode", str, "auto", choices=MODES)
+        self.wanted_variant = variant_of(self._mode)
+        self._how, self._lesser = self._mode, tuple[str, ...]()
+        self._most = take(options, "neighbours", int, 32, minimum=1, maximum=256)
+        self._silent_after = take(options, "silent_after", int, 5, minimum=2, maximum=1000)
+        self._forget_s = take(options, "forget_s", float, 3600.0, minimum=60, maximum=604800)
+        self._around: Surroundings | None = None
+        self._program: IngressProgram | None = None
+        self._own: Map | None = None
+        self._asked: socket.socket | None = None
+        self._unknown = 0
+        self._tallies = dict.fromkeys(TALLIES, 0)
+        self._interfaces: Interfaces[_Listening] = Interfaces("listen on", self._attach)
+
+    async def open(self, surroundings: Surroundings) -> None:
+        """Attach to every interface that is there; raises the first error if none is."""
+        self._around = surroundings
+        self._how, self._lesser = await choose_mode(self.name, self.variants, self._mode)
+        spec = await in_thread(lambda: ObjectSpec.read(object_path("batadv")))
+        self._program = IngressProgram(spec, SLOT, "batadv", "batadv_tc")
+        self._own = create_map("hash", 8, 4, _OWN_MOST, flags=_NO_PREALLOC)
+        self._asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        await self._interfaces.open(surroundings, self._names)
+
+    async def close(self) -> None:
+        await self._interfaces.close()
+        own, self._own = self._own, None
+        if own is not None:
+            own.close()
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.close()
+
+    async def _attach(self, link: Entity, former: _Listening | None) -> _Listening:
+        assert self._around is not None
+        assert self._program is not None
+        assert self._own is not None
+        reuse: dict[str, Map | int] = {} if former is None else {name: former.map(name) for name in _KEPT}
+        ingress = await join_ingress(
+            self._around.shared(Hooks), link, self._program, self._how, reuse={**reuse, "own": self._own}
+        )
+        if former is not None:
+            listening = _Listening(ingress, former.table, former.mac)
+        else:
+            table = NeighbourTable(self._most, self._silent_after, int(self._forget_s * 1e9))
+            listening = _Listening(ingress, table, b"")
+        self._know(listening)
+        # The mesh's other interfaces are heard on this one where they share the medium.
+        for _, name in socket.if_nameindex():
+            if mac := self._mac_of(name):
+                self._add(mac)
+        return listening
+
+    def _know(self, one: _Listening) -> None:
+        """Its present address, which may change while it is up."""
+        mac = self._mac_of(one.entity.name)
+        if mac == one.mac or not mac or self._own is None:
+            return
+        if one.mac:
+            self._own.delete(one.mac.ljust(8, b"\0"))
+        one.mac = mac
+        self._add(mac)
+
+    def _add(self, mac: bytes) -> None:
+        assert self._own is not None
+        try:
+            self._own.update(mac.ljust(8, b"\0"), bytes(4))
+        except KeyError:
+            self._unknown += 1
+
+    def _mac_of(self, interface: str) -> bytes:
+        """Six bytes; none where there is no such interface or it has no Ethernet address."""
+        assert self._asked is not None
+        try:
+            answer = fcntl.ioctl(self._asked, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()[:15]))
+        except OSError:
+            return b""
+        mac = answer[18:24]
+        return mac if struct.unpack_from("=H", answer, 16)[0] == _ETHERNET and any(mac) else b""
+
+    def schema(self) -> Schema:
+        return SCHEMA
+
+    def read(self) -> Frame | None:
+        """Rows of all interfaces: two batch reads each; one that is away keeps its counts."""
+        around = self._around
+        attached = list(self._interfaces.attached.values())
+        if around is None or not attached:
+            return None
+        now = around.clock.now_ns()
+        entities: list[Entity] = []
+        counters = []
+        gauges: list[tuple[float, ...]] = []
+        tallies = np.zeros(len(TALLIES), np.uint64)
+        for one in attached:
+            self._know(one)
+            link = one.entity.name
+            rows, others = one.table.rows(one.map("neighbours"), one.map("originators"), now)
+            for row in rows:
+                entity = Entity("path", f"{row.mac}/{link}")
+                entities.append(entity)
+                counters.append(row.counts)
+                age = max(now - row.seen_ns, 0) / 1e9
+                gauges.append((float(row.silent), age, row.interval_ns / 1e9, row.originators))
+                if row.turned:
+                    around.emit(_turn(now, entity, row))
+            entities.append(Entity("path", f"{OTHER}/{link}"))
+            counters.append(others)
+            gauges.append((np.nan,) * len(SCHEMA.gauges))
+            tallied = one.ingress.loaded.map("tallies", PerCpuArrayMap).summed()[1]
+            tallies += tallied[:, 0]
+        self._tallies = {name: int(value) for name, value in zip(TALLIES, tallies, strict=True)}
+        valid = np.ones(len(entities), np.bool_)
+        return Frame(now, SCHEMA, tuple(entities), np.array(counters), np.array(gauges, np.float64), valid)
+
+    def status(self) -> Status:
+        attached = self._interfaces.places()
+        why = tuple(one.ingress.why for one in self._interfaces.attached.values() if one.ingress.why)
+        counts = {**self._tallies, "own_not_known": self._unknown}
+        return Status(bool(attached), attached, (*self._lesser, *self._interfaces.troubles(), *why), counts)
+
+
+def _turn(now: int, entity: Entity, row: Row) -> Event:
+    kind = "neighbour.silent" if row.silent else "neighbour.back"
+    return Event(now, entity, kind, {"heard_ns": row.seen_ns, "interval_ns": row.interval_ns})
