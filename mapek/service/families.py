@@ -53,13 +53,16 @@ def of_frame(sensor: str, frame: Frame) -> Iterator[Metric]:
             for entity, row in rows.items():
                 families[name].add_metric([entity, *own], values[row, column].item())
     yield from families.values()
+    histograms: dict[str, HistogramMetricFamily] = {}
     for metric, counts in zip(frame.schema.histograms, frame.histograms, strict=True):
-        histogram = HistogramMetricFamily(
-            metric_name(sensor, metric.name, metric.unit), _help(metric, sensor), labels=[label]
-        )
+        name = metric_name(sensor, metric.name, metric.unit)
+        if name not in histograms:
+            labels = [label, *(key for key, _ in metric.labels)]
+            histograms[name] = HistogramMetricFamily(name, _help(metric, sensor), labels=labels)
         for entity, row in rows.items():
-            _add(histogram, {label: entity}, metric.bounds, [int(count) for count in counts[row]], None)
-        yield histogram
+            told = {label: entity, **dict(metric.labels)}
+            _add(histograms[name], told, metric.bounds, [int(count) for count in counts[row]], None)
+    yield from histograms.values()
 
 
 def of_tally(tally: Tally) -> Iterator[Metric]:
