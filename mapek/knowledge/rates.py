@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mapek.knowledge.slots import Slots
-from mapek.model import Frame
+from mapek.model import Frame, Schema
 
 ENTITIES = 65_536
 """Entities of one sensor that are remembered at most; further rows have unknown rates."""
@@ -28,8 +28,9 @@ _WRAP_32 = np.uint64(1 << 32)
 class _Readings:
     """The last valid reading of each entity of one sensor."""
 
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        columns = len(schema.counters)
         self.slots = Slots(ENTITIES)
         self.time_ns: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self.counters: npt.NDArray[np.uint64] = np.zeros((0, columns), np.uint64)
@@ -66,10 +67,11 @@ class Rates(Mapping[str, npt.NDArray[np.float64]]):
 
     def take(self, frame: Frame) -> npt.NDArray[np.float64]:
         """The rates of `frame` since each entity's last valid reading; also kept under the sensor's name."""
-        sensor, columns = frame.schema.sensor, frame.counters.shape[1]
+        sensor, schema = frame.schema.sensor, frame.schema
         readings = self._readings.get(sensor)
-        if readings is None or readings.columns != columns:
-            readings = self._readings[sensor] = _Readings(columns)
+        # As many columns may be others: what stood under another name is no earlier reading.
+        if readings is None or (readings.schema is not schema and readings.schema != schema):
+            readings = self._readings[sensor] = _Readings(schema)
         rows = readings.rows(frame)
         rates = np.full(frame.counters.shape, np.nan)
         usable = frame.valid & (rows >= 0)

@@ -148,6 +148,17 @@ def test_other_columns_begin_a_new_history():
     assert k.history.series("s", A, "packets_total")[1].size == 0
 
 
+def test_other_columns_have_no_earlier_reading():
+    """As many of them as before, but what stood there under another name is no reading of these."""
+    k = knowledge()
+    k.take(frame(0, [1]))
+    other = Schema("s", "link", counters=(Metric("bytes_total"),), gauges=(Metric("load"),))
+    k.take(frame(SECOND, [500], schema=other))
+    assert np.isnan(k.rates["s"]).all()
+    k.take(frame(2 * SECOND, [507], schema=other))
+    assert k.rates["s"].tolist() == [[7.0]]
+
+
 def bad(**changes):
     good = frame(0, [1])
     return Frame(**{name: getattr(good, name) for name in Frame.__dataclass_fields__} | changes)
