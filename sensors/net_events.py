@@ -1,0 +1,197 @@
+"""net_events: TCP retransmits and resets, packets dropped by the kernel's reason, and what each interface carries.
+
+Counted in the kernel where it happens; a few of the rare events are told in detail, as events of a bounded rate. It
+sees what the kernel decides: not what a driver or another machine loses.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mapek.bpf import RingBuffer
+from mapek.bpf.worker import in_thread
+from mapek.config.options import take
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
+from mapek.model import Entity, Event, Frame, Metric, Schema
+from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint
+from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFIC, sample
+from mapek.sensors.net_events_names import UNSPECIFIED
+from mapek.sensors.variants import Choice, choose
+
+_HELP: Final = {
+    "retransmit": "TCP segments sent again, by family.",
+    "retransmit_synack": "SYN-ACKs sent again, by family of the listening socket.",
+    "reset_sent": "TCP resets sent.",
+    "reset_received": "TCP resets that a socket took.",
+    "received_packets": "Packets that the stack received from the interface.",
+    "received_bytes": "Bytes of these, from the network header on.",
+    "sent_packets": "Packets handed to the driver.",
+    "sent_bytes": "Bytes of these, from the link layer header on.",
+}
+
+
+def schema_of(reasons: tuple[str, ...], interfaces: tuple[str, ...]) -> Schema:
+    """The columns where the kernel has these reasons and these interfaces were seen."""
+    tcp = [
+        Metric(
+            f"tcp_{event}",
+            "segments" if event == "retransmit" else "",
+            _HELP[event],
+            labels=(("family", one),),
+        )
+        for event in TCP_EVENTS
+        for one in FAMILIES
+    ]
+    drops = [
+        Metric(
+            "drop", "packets", "Packets that the kernel dropped, by its reason.", labels=(("reason", one),)
+        )
+        for one in reasons
+    ]
+    traffic = [
+        Metric(metric.removesuffix(f"_{unit}"), unit, _HELP[metric], labels=(("link", one),))
+        for one in interfaces
+        for metric in TRAFFIC
+        for unit in (metric.partition("_")[2],)
+    ]
+    return Schema("net_events", "node", counters=(*tcp, *drops, *traffic))
+
+
+SCHEMA: Final = schema_of((UNSPECIFIED, OTHER), (OTHER,))
+
+
+@dataclass(slots=True)
+class _Links:
+    """The interfaces seen, by name, and which name an ifindex had."""
+
+    rows: dict[str, int] = field(default_factory=lambda: {OTHER: 0})
+    names: dict[int, str] = field(default_factory=lambda: {0: OTHER})
+
+
+class NetEvents(Touchpoint):
+    """Touchpoint `net_events`.
+
+    Options:
+        variant: "auto", "tp_btf" or "tracepoint".
+        samples_per_s: events "net.drop", "net.retransmit", ... told in detail, of each kind at most so many a second.
+        packets: count what each interface receives and sends too, which costs something for every packet.
+        all_namespaces: count what happens in all network namespaces, not only in ours.
+
+    Needs kernel 5.10, CAP_BPF and CAP_PERFMON; without the kernel's BTF also CAP_DAC_READ_SEARCH and tracefs.
+    """
+
+    name: ClassVar[str] = "net_events"
+    counted: ClassVar[Mapping[str, str]] = {
+        "unsampled": "Events that were counted and not told one by one.",
+        "map_full": "Packets of interfaces that found no room in the map.",
+        "unattributed": "Drops whose network namespace could not be told.",
+    }
+    variants: ClassVar[tuple[Variant, ...]] = (
+        Variant(
+            "tp_btf",
+            ("CAP_BPF", "CAP_PERFMON", "btf", "ringbuf", "mmapable_array"),
+            "knows the network namespace, the addresses of what is dropped, and interfaces",
+        ),
+        Variant("tracepoint", ("CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "ringbuf", "mmapable_array")),
+    )
+
+    def __init__(self, options: Options) -> None:
+        self._wanted = take(options, "variant", str, "auto", choices=("auto", "tp_btf", "tracepoint"))
+        self._rate = take(options, "samples_per_s", float, 10.0, minimum=0, maximum=10_000)
+        self._packets = take(options, "packets", bool, False)
+        self._everywhere = take(options, "all_namespaces", bool, False)
+        self._around: Surroundings | None = None
+        self._running: Running | None = None
+        self._choice: Choice | None = None
+        self._schema = SCHEMA
+        self._links = _Links()
+
+    async def open(self, surroundings: Surroundings) -> None:
+        """Attach to the tracepoints; those that this kernel lacks are left out and said."""
+        self._around = surroundings
+        choice = self._choice = await in_thread(lambda: choose(self.name, self.variants, self._wanted))
+        start = start_btf if choice.variant.name == "tp_btf" else start_tracepoint
+        running = self._running = await in_thread(
+            lambda: start(self._constants(), self._packets, self._everywhere), Running.close
+        )
+        self._links = _Links()
+        self._schema = schema_of(running.reasons, (OTHER,) if running.traffic is not None else ())
+        if self._rate:
+            running.ring = RingBuffer(running.loaded.maps["samples"], self._tell)
+            running.ring.start()
+
+    def _constants(self) -> dict[str, int | bytes]:
+        if not self._rate:
+            return {}
+        interval = int(1e9 / self._rate)
+        return {"sample_interval": interval, "sample_burst": max(interval, 1_000_000_000)}
+
+    async def close(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            if running.ring is not None:
+                running.ring.close()
+            await in_thread(running.close)
+
+    def _tell(self, record: bytes) -> None:
+        running, around = self._running, self._around
+        if running is None or around is None:
+            return
+        one = sample(record)
+        node = Entity("node", around.knowledge.topology.node)
+        around.emit(Event(one.time_ns, node, f"net.{one.kind}", one.fields(running.names)))
+
+    def schema(self) -> Schema:
+        return self._schema
+
+    def read(self) -> Frame | None:
+        """One row, the node: counters from mapped memory, those of interfaces by one batch read."""
+        running, around = self._running, self._around
+        if running is None or around is None:
+            return None
+        tcp = np.einsum("cef->ef", running.counts["tcp"]).ravel()
+        drops = np.zeros(len(running.reasons), np.uint64)
+        np.add.at(drops, running.columns, np.einsum("cr->r", running.counts["drops"]))
+        parts = [tcp, drops]
+        if running.traffic is not None:
+            parts.append(self._traffic(running))
+        counters = np.concatenate(parts)[None, :]
+        node = Entity("node", around.knowledge.topology.node)
+        now = around.clock.now_ns()
+        return Frame(now, self._schema, (node,), counters, np.zeros((1, 0)), np.ones(1, np.bool_))
+
+    def _traffic(self, running: Running) -> npt.NDArray[np.uint64]:
+        assert running.traffic is not None
+        links = self._links
+        keys, values = running.traffic.summed()
+        for ifindex in keys.view(np.uint32).ravel().tolist():
+            if ifindex not in links.names:
+                try:
+                    name = socket.if_indextoname(ifindex)
+                except OSError:
+                    # Gone before it was ever read, or of another namespace.
+                    name = f"if{ifindex}"
+                links.names[ifindex] = name
+                if name not in links.rows:
+                    links.rows[name] = len(links.rows)
+                    self._schema = schema_of(running.reasons, tuple(links.rows))
+        found = np.zeros((len(links.rows), len(TRAFFIC)), np.uint64)
+        rows = [links.rows[links.names[one]] for one in keys.view(np.uint32).ravel().tolist()]
+        np.add.at(found, rows, values)
+        return found.ravel()
+
+    def status(self) -> Status:
+        running = self._running
+        if running is None:
+            return Status(False)
+        degraded = (*(self._choice.degraded() if self._choice else ()), *running.missing)
+        losses = np.einsum("cl->l", running.counts["losses"]).tolist()
+        return Status(
+            bool(running.where), dict(running.where), degraded, dict(zip(LOSSES, losses, strict=True))
+        )

@@ -1,0 +1,169 @@
+"""The kernel side of net_events: which program goes to which tracepoint, with BTF or without, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mapek.bpf import (
+    ArrayMap,
+    LoadedObject,
+    ObjectSpec,
+    PerCpuHashMap,
+    RingBuffer,
+    load,
+    object_path,
+    tracing,
+)
+from mapek.bpf.maps import possible_cpus
+from mapek.errors import FeatureError
+from mapek.sensors.net_events_layout import COUNTS, OTHER_REASON, REASONS, TCP_EVENTS, TRAFFIC, tcp_format
+from mapek.sensors.net_events_names import UNSPECIFIED, fields, reasons_of_btf, reasons_of_format
+
+OTHER: Final = "other"
+_TP: Final = {
+    "net_retransmit": ("tcp", "tcp_retransmit_skb"),
+    "net_synack": ("tcp", "tcp_retransmit_synack"),
+    "net_reset_out": ("tcp", "tcp_send_reset"),
+    "net_reset_in": ("tcp", "tcp_receive_reset"),
+    "net_drop": ("skb", "kfree_skb"),
+}
+"""Program -> its tracepoint; the first four in the order of TCP_EVENTS."""
+_PACKETS: Final = ("net_receive", "net_transmit")
+_KERNEL_BTF: Final = "/sys/kernel/btf/vmlinux"
+
+
+@dataclass(slots=True)
+class Running:
+    """What `open` made: `columns` has for each reason number the place of its name in `reasons`."""
+
+    loaded: LoadedObject
+    attached: list[tracing.Attachment]
+    counts: npt.NDArray[np.void]
+    reasons: tuple[str, ...]
+    columns: npt.NDArray[np.intp]
+    names: Mapping[int, str]
+    traffic: PerCpuHashMap | None
+    where: dict[str, str]
+    missing: list[str]
+    ring: RingBuffer | None = None
+
+    def close(self) -> None:
+        """Detach and close; blocks for milliseconds, but for the ring, which is the event loop's."""
+        for one in self.attached:
+            one.close()
+        self.loaded.close()
+
+
+def start_btf(constants: Mapping[str, int | bytes], packets: bool, everywhere: bool) -> Running:
+    """With the kernel's BTF. Blocks for 100 ms. Raises as `mapek.bpf.load` and the attachments.
+
+    Args:
+        constants: for sampling, as the programs call them.
+        packets: count what each interface carries.
+        everywhere: count all network namespaces, not only the calling thread's.
+    """
+    wanted = [*_TP, *(_PACKETS if packets else ())]
+    # Of this thread, which lives in the namespace of whoever opened us.
+    own = os.stat("/proc/thread-self/ns/net").st_ino
+    loaded = load(
+        ObjectSpec.read(object_path("net_events")),
+        programs=wanted,
+        rodata={**constants, "own_netns": 0 if everywhere else own},
+        max_entries={"counts": possible_cpus()},
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(loaded.close)
+        try:
+            with open(_KERNEL_BTF, "rb") as file:
+                names = reasons_of_btf(file.read(64 << 20))
+        except OSError:
+            names = {}
+        running = _begin(loaded, names)
+        undo.callback(lambda: [one.close() for one in running.attached])
+        if packets:
+            running.traffic = loaded.map("traffic", PerCpuHashMap)
+            # The row of those that find no place is there before anybody looks for one.
+            running.traffic.update(bytes(4), bytes(8 * len(TRAFFIC) * possible_cpus()))
+        for program in wanted:
+            if program in _PACKETS:
+                running.attached.append(tracing.attach_btf_tracepoint(loaded.programs[program]))
+                running.where[loaded.spec.programs[program].section.partition("/")[2]] = "tp_btf"
+                continue
+            _attach(running, program, "raw_tp")
+        undo.pop_all()
+    return running
+
+
+def start_tracepoint(constants: Mapping[str, int | bytes], packets: bool, everywhere: bool) -> Running:
+    """Without BTF: what the tracepoints tell by themselves. As `start_btf`, and FeatureError without tracefs."""
+    missing: list[str] = []
+    told = {}
+    for program, (category, event) in _TP.items():
+        try:
+            told[program] = tracing.read_event(category, event, "format")
+        except FeatureError as error:
+            missing.append(str(error))
+    if not told:
+        raise FeatureError("open", "net_events", missing[0], "mount tracefs, or use a kernel with BTF")
+    drop = told.get("net_drop", "")
+    places = fields(drop)
+    rodata = dict(constants)
+    rodata["formats"] = b"".join(
+        tcp_format(fields(told.get(one, ""))) for one in list(_TP)[: len(TCP_EVENTS)]
+    )
+    for constant, name, size in (("drop_reason", "reason", 4), ("drop_protocol", "protocol", 2)):
+        place = places.get(name)
+        rodata[constant] = place.offset if place is not None and place.size == size else -1
+    loaded = load(
+        ObjectSpec.read(object_path("net_events_tp")),
+        programs=tuple(told),
+        rodata=rodata,
+        max_entries={"counts": possible_cpus()},
+    )
+    with contextlib.ExitStack() as undo:
+        undo.callback(loaded.close)
+        running = _begin(loaded, reasons_of_format(drop))
+        undo.callback(lambda: [one.close() for one in running.attached])
+        running.missing.extend(missing)
+        for program in told:
+            _attach(running, program, "tracepoint")
+        undo.pop_all()
+    if not everywhere:
+        running.missing.append("counted for all network namespaces: tracepoints do not tell theirs")
+    if packets:
+        running.missing.append(
+            "no packets per interface: tracepoints tell names only; see the sensor interface"
+        )
+    return running
+
+
+def _begin(loaded: LoadedObject, names: Mapping[int, str]) -> Running:
+    known = {number: name for number, name in names.items() if number < OTHER_REASON}
+    reasons = (UNSPECIFIED, *sorted({*known.values()} - {UNSPECIFIED, OTHER}), OTHER)
+    place = {name: at for at, name in enumerate(reasons)}
+    columns = np.array([place[known.get(number, OTHER)] for number in range(REASONS)], np.intp)
+    # What a kernel says that gives no reason.
+    columns[0] = place[UNSPECIFIED]
+    counts = loaded.map("counts", ArrayMap).view(COUNTS)
+    return Running(loaded, [], counts, reasons, columns, {**names, 0: UNSPECIFIED}, None, {}, [])
+
+
+def _attach(running: Running, program: str, way: str) -> None:
+    category, event = _TP[program]
+    try:
+        if way == "raw_tp":
+            one: tracing.Attachment = tracing.attach_raw_tracepoint(running.loaded.programs[program], event)
+        else:
+            one = tracing.attach_tracepoint(running.loaded.programs[program], category, event)
+    except FeatureError as error:
+        running.missing.append(str(error))
+    else:
+        running.attached.append(one)
+        running.where[event] = way
