@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
+from mapek.clock import wall_ns
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, DegradedError, MapekError
 from mapek.model import Entity, Event, Frame, Inquiry, Metric, Schema
 from mapek.sensors.inquiries import PathInquiry, RouteInquiry, rounds_of
-from mapek.sensors.link_watch_kernel import Attachment, Kernel
+from mapek.sensors.link_watch_kernel import VARIANTS, Attachment, Kernel
 from mapek.sensors.link_watch_layout import (
     ANSWER,
     BACK,
@@ -29,6 +30,7 @@ from mapek.sensors.link_watch_layout import (
     MISSING,
     PEER_RESTART,
     PEER_STATE,
+    PORT,
     RTT_BUCKETS,
     SILENT,
     WATCH,
@@ -36,6 +38,7 @@ from mapek.sensors.link_watch_layout import (
 )
 from mapek.sensors.link_watch_paths import PathTable
 from mapek.sensors.prober import Batches, Prober, Target
+from mapek.supervision import together
 
 if TYPE_CHECKING:
     from mapek.knowledge.topology import Path
@@ -48,8 +51,6 @@ ALARMS_PER_SECOND: Final = 20
 
 GOODBYES: Final = 3
 """Probes that announce AdminDown: one may be lost."""
-
-_NEEDS: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "mmapable_array")
 
 _HELP = {
     "sent": "Probes sent.",
@@ -108,15 +109,15 @@ class LinkWatch(Touchpoint):
         pin: let the reflector outlive the agent (needs a bpffs): "yes", "no", or "auto" for where it can be.
         reply_rate: probes of one peer path answered a second.
         timer: "auto", or "user" for the detection that kernels before 5.15 get.
+        port: UDP port of all reflectors, ours and the peers'.
+        stateful: number the replies to unauthenticated peers ourselves, instead of repeating their numbers.
 
     Needs kernel 5.10, CAP_NET_ADMIN and CAP_BPF (before 5.8: CAP_SYS_ADMIN), CAP_PERFMON.
     """
 
     name: ClassVar[str] = "link_watch"
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant("bpf_timer", (*_NEEDS, "bpf_timer"), "the kernel notices silence by itself"),
-        Variant("user", _NEEDS, "silence is looked for from user space"),
-    )
+    counted: ClassVar[Mapping[str, str]] = {name: f"{word} All paths." for name, word in _HELP.items()}
+    variants: ClassVar[tuple[Variant, ...]] = VARIANTS
 
     def __init__(self, options: Options) -> None:
         self.interval_ns = int(take(options, "interval_ms", float, 10.0, minimum=0.2, maximum=60_000) * 1e6)
@@ -125,8 +126,18 @@ class LinkWatch(Touchpoint):
         pin = take(options, "pin", str, "auto", choices=("auto", "yes", "no"))
         reply_rate = take(options, "reply_rate", int, 40_000, minimum=1)
         timer = self.wanted_variant = take(options, "timer", str, "auto", choices=("auto", "user"))
-        self._kernel = Kernel(mode=mode, pin=pin, reply_rate=reply_rate, timer=timer, alarm=self._alarm)
-        self._prober = Prober(self.interval_ns)
+        port = take(options, "port", int, PORT, minimum=1, maximum=65535)
+        stateful = take(options, "stateful", bool, False)
+        self._kernel = Kernel(
+            mode=mode,
+            pin=pin,
+            reply_rate=reply_rate,
+            timer=timer,
+            port=port,
+            stateful=stateful,
+            alarm=self._alarm,
+        )
+        self._prober = Prober(self.interval_ns, port)
         self._around: Surroundings | None = None
         self._paths: list[Path] = []
         self._entities: tuple[Entity, ...] = ()
@@ -157,8 +168,9 @@ class LinkWatch(Touchpoint):
         self._budgets = [_Budget() for _ in self._paths]
         routed = [(peer, address) for peer in topology.peers.values() for address in peer.addresses]
         self._table = await self._kernel.open(self._paths, routed, self.interval_ns)
-        for interface in dict.fromkeys(path.interface for path in self._paths):
-            await self._attach(interface)
+        self._table.set_clock(wall_ns() - surroundings.clock.now_ns())
+        # Together: most of it is waiting, for the kernel's grace periods and for its verifier.
+        await together(self._attach(name) for name in dict.fromkeys(path.interface for path in self._paths))
         if self._missing and (not self._wait or not self._attached):
             raise next(iter(self._missing.values()))
         for index, target in self._kernel.routed_targets(topology.addresses).items():
@@ -330,6 +342,7 @@ class LinkWatch(Touchpoint):
         now = self._around.clock.now_ns()
         self._served = True
         self._refill(now)
+        self._table.set_clock(wall_ns() - now)
         counters, gauges, buckets = self._table.read(now, len(self._paths))
         for index, path in enumerate(self._paths):
             if not self._prober.unreachable(index) or path.interface in self._missing:

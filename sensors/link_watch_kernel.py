@@ -6,6 +6,7 @@ of the two it became is told in the status, never silently changed.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -14,24 +15,38 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path as FilePath
 from typing import Final
 
-from mapek.bpf import LoadedObject, ObjectSpec, RingBuffer, attach_tc_async, features, load_async, object_path
+from mapek.bpf import (
+    LoadedObject,
+    ObjectSpec,
+    Program,
+    RingBuffer,
+    attach_tc_async,
+    load_async,
+    object_path,
+)
 from mapek.bpf.maps import ArrayMap, Map
 from mapek.bpf.tc import TcLink
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
 from mapek.clock import wall_ns
-from mapek.contracts import Surroundings
+from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
 from mapek.knowledge.topology import Address, Path, Peer
 from mapek.sensors.hooks import Hooks
-from mapek.sensors.link_watch_layout import ANSWERS, WATCH, Alarm, alarm, packed, peer_key
+from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
 from mapek.sensors.prober import Target
 from mapek.sensors.stamp import session_key
+from mapek.sensors.variants import Choice, choose
 
 BPFFS: Final = FilePath("/sys/fs/bpf")
 SLOT: Final = "link_watch"
 _SHARED: Final = ("configs", "paths", "peers", "events", "watchdogs")
+_NEEDS: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "mmapable_array")
+VARIANTS: Final = (
+    Variant("bpf_timer", (*_NEEDS, "bpf_timer"), "the kernel notices silence by itself"),
+    Variant("user", _NEEDS, "silence is looked for from user space"),
+)
 
 
 @dataclass(slots=True)
@@ -52,9 +67,19 @@ class Kernel:
     """Maps, programs and attachments of one link_watch."""
 
     def __init__(
-        self, *, mode: str, pin: str, reply_rate: int, timer: str, alarm: Callable[[Alarm], None]
+        self,
+        *,
+        mode: str,
+        pin: str,
+        reply_rate: int,
+        timer: str,
+        port: int,
+        stateful: bool,
+        alarm: Callable[[Alarm], None],
     ) -> None:
         self._mode, self._pin, self._reply_rate, self._timer = mode, pin, reply_rate, timer
+        self._plain = PLAIN | STATEFUL if stateful else PLAIN
+        self._rodata = {"stamp_port": port}
         self._alarm = alarm
         self.timers = True
         self.degraded: list[str] = []
@@ -62,6 +87,8 @@ class Kernel:
         """Peer by index of the routed paths, which lie behind the watched ones."""
         self._spec: ObjectSpec | None = None
         self._base: LoadedObject | None = None
+        self._tc: LoadedObject | None = None
+        self._tc_lock = asyncio.Lock()
         self._ring: RingBuffer | None = None
         self._table: PathTable | None = None
         self._paths: list[Path] = []
@@ -73,16 +100,17 @@ class Kernel:
         """Load the programs and make the maps; nothing is attached yet."""
         self.degraded = []
         self._paths = paths
-        spec, probed = await in_thread(_prepare)
+        spec, choice = await in_thread(lambda: _prepare(self._timer))
         self._spec = spec
-        self.timers = self._timer == "auto" and probed is features.Answer.YES
+        self.timers = choice.variant.name == "bpf_timer"
         if not self.timers:
-            why = "asked for" if self._timer == "user" else "the kernel has no bpf_timer (5.15)"
+            why = choice.passed_over.get("bpf_timer", "asked for")
             self.degraded.append(f"silence is detected from user space: {why}")
         count = len(paths) + len(routed)
         self._base = await load_async(
             spec,
-            programs={"stamp" if self.timers else "stamp_untimed", "link_watch_tc"},
+            programs={"stamp" if self.timers else "stamp_untimed"},
+            rodata=self._rodata,
             max_entries={
                 name: max(count, 1) * (2 if name == "peers" else 1) for name in _SHARED if name != "events"
             },
@@ -99,7 +127,7 @@ class Kernel:
         return self._table
 
     def _set_up(
-        self, index: int, secret: bytes, ifindex: int, local: Address, peer: Address, flags: int
+        self, index: int, owner: Peer, ifindex: int, local: Address, peer: Address, flags: int
     ) -> bytes:
         """Make a path known to the programs; returns its key in the `peers` map."""
         assert self._table is not None
@@ -108,13 +136,13 @@ class Kernel:
             "local": list(packed(local)),
             "peer": list(packed(peer)),
             "ifindex": ifindex,
-            "own_key": session_key(secret, local, peer),
-            "peer_key": session_key(secret, peer, local),
+            "own_key": session_key(owner.key, local, peer),
+            "peer_key": session_key(owner.key, peer, local),
             "reply_rate": self._reply_rate,
             "reply_burst": max(self._reply_rate // 100, 64),
         }
         self._table.restart(index, wall_ns())
-        self._table.configure(index, values, flags)
+        self._table.configure(index, values, flags | (self._plain if owner.unauthenticated else 0))
         key = peer_key(ifindex, peer, local)
         self._base.maps["peers"].update(key, index.to_bytes(4, _ORDER))
         return key
@@ -133,7 +161,16 @@ class Kernel:
             raise AttachError("watch", interface, "there is no such interface", do) from error
         topology = around.knowledge.topology
         mine = [(i, path) for i, path in enumerate(self._paths) if path.interface == interface]
-        targets = {i: Target(i, ifindex, path.local or source(path), path.address) for i, path in mine}
+        targets = {
+            i: Target(
+                i,
+                ifindex,
+                path.local or source(path),
+                path.address,
+                topology.peers[path.peer].unauthenticated,
+            )
+            for i, path in mine
+        }
         hooks = around.shared(Hooks)
         one = Attachment(interface, ifindex, targets, hooks, None, None, None, ())
         try:
@@ -142,7 +179,7 @@ class Kernel:
             await self.detach(one)
             raise
         one.keys = tuple(
-            self._set_up(i, topology.peers[path.peer].key, ifindex, targets[i].local, path.address, WATCH)
+            self._set_up(i, topology.peers[path.peer], ifindex, targets[i].local, path.address, WATCH)
             for i, path in mine
         )
         return one
@@ -163,15 +200,26 @@ class Kernel:
                     "link_watch",
                     mode=mode,
                     pin_dir=self._pin_dir(one),
+                    rodata=self._rodata,
                     reuse=reuse,
                 )
             except FeatureError:
                 if self._mode != "auto":
                     raise
         if one.reflector is None:
-            one.ingress = await attach_tc_async(self._base.programs["link_watch_tc"], one.ifindex, "ingress")
+            one.ingress = await attach_tc_async(await self._tc_program(reuse), one.ifindex, "ingress")
         stamp = self._base.programs["stamp" if self.timers else "stamp_untimed"]
         one.egress = await attach_tc_async(stamp, one.ifindex, "egress")
+
+    async def _tc_program(self, reuse: Mapping[str, Map | int]) -> Program:
+        """Loaded for the first interface that has no XDP: the verifier takes 10 ms for it."""
+        assert self._spec is not None
+        async with self._tc_lock:
+            if self._tc is None:
+                self._tc = await load_async(
+                    self._spec, programs={"link_watch_tc"}, rodata=self._rodata, reuse=reuse
+                )
+        return self._tc.programs["link_watch_tc"]
 
     def _pin_dir(self, one: Attachment) -> FilePath | None:
         """Where the chain of an interface is pinned: by network namespace, since names repeat in them."""
@@ -206,8 +254,8 @@ class Kernel:
                     f"no proof of routes to {peer.name} {address}: the node has no such address"
                 )
                 continue
-            self._set_up(index, peer.key, 0, mine, address, ANSWERS)
-            targets[index] = Target(index, 0, mine, address)
+            self._set_up(index, peer, 0, mine, address, ANSWERS)
+            targets[index] = Target(index, 0, mine, address, peer.unauthenticated)
         return targets
 
     async def detach(self, one: Attachment, *, keep: bool = False) -> None:
@@ -231,15 +279,15 @@ class Kernel:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
-        if self._base is not None:
-            self._base.close()
-            self._base = None
-        self._table = None
+        for loaded in (self._base, self._tc):
+            if loaded is not None:
+                loaded.close()
+        self._base = self._tc = self._table = None
 
 
-def _prepare() -> tuple[ObjectSpec, features.Answer]:
-    """A thread's work: parsing takes milliseconds."""
-    return ObjectSpec.read(object_path("link_watch")), features.probe("bpf_timer")
+def _prepare(timer: str) -> tuple[ObjectSpec, Choice]:
+    """A thread's work: parsing and probing take milliseconds."""
+    return ObjectSpec.read(object_path("link_watch")), choose("link_watch", VARIANTS, timer)
 
 
 _ORDER: Final = "little" if socket.htons(1) != 1 else "big"

@@ -18,7 +18,7 @@ WINDOW: Final = 512
 RTT_BUCKETS: Final = 32
 PORT: Final = 862
 
-IN_USE, WATCH, GAPS, ANSWERS, ADMIN_DOWN = 1, 2, 4, 8, 16
+IN_USE, WATCH, GAPS, ANSWERS, ADMIN_DOWN, PLAIN, STATEFUL = 1, 2, 4, 8, 16, 32, 64
 MARK_SILENT, MARK_MISSING = 1, 2
 SILENT, BACK, MISSING, ANSWER, PEER_STATE, PEER_RESTART = range(1, 7)
 
@@ -36,6 +36,7 @@ CONFIG = np.dtype(
         ("peer_key", "u8", 2),
         ("reply_rate", "u4"),
         ("reply_burst", "u4"),
+        ("wall_ns", "u8"),
     ]
 )
 

@@ -20,6 +20,7 @@ from mapek.sensors.link_watch_layout import (
     IN_USE,
     MARK_MISSING,
     MARK_SILENT,
+    RTT_BUCKETS,
     SILENT,
     STATE,
     WATCH,
@@ -33,6 +34,9 @@ FRAMES: Final = 9
 
 SILENCE_SHARE: Final = 5
 """A probe may wait a fifth of the interval: a suspicion that an inquiry refutes costs 20 packets, not a failover."""
+
+CLOCK_STEP_NS: Final = 10_000_000
+"""A step of the wall clock that stamps follow: it makes the unauthenticated probes under way unrecognisable."""
 
 UNKNOWN_SILENCE_NS: Final = 20_000_000
 """How long a probe may wait while the round trip is not known yet."""
@@ -72,6 +76,10 @@ class PathTable:
         self._words: memoryview[int] = flat.view(np.uint64).data.cast("B").cast("Q")
         self._halves: memoryview[int] = flat.view(np.uint32).data.cast("B").cast("I")
         self._rtts: list[deque[int]] = [deque(maxlen=FRAMES) for _ in range(count)]
+        self._wall_ns = 0
+        self._carried = np.zeros((count, len(COUNTERS)), np.uint64)
+        self._carried_rtts = np.zeros((count, RTT_BUCKETS), np.uint64)
+        """What was counted in the sessions before a restart: nobody's counter goes back for it."""
         self._silence = [UNKNOWN_SILENCE_NS + interval_ns] * count
 
     def configure(self, index: int, values: Mapping[str, object], flags: int) -> None:
@@ -80,11 +88,20 @@ class PathTable:
         for name, value in values.items():
             row[name] = value
         row["silence_ns"] = self._silence[index]
+        row["wall_ns"] = self._wall_ns
         row["flags"] = IN_USE | flags
+
+    def set_clock(self, wall_ns: int) -> None:
+        """CLOCK_REALTIME minus CLOCK_MONOTONIC, which the stamps of unauthenticated packets tell."""
+        if abs(wall_ns - self._wall_ns) > CLOCK_STEP_NS:
+            self._wall_ns = wall_ns
+            self._configs["wall_ns"] = wall_ns
 
     def restart(self, index: int, epoch: int) -> None:
         """Begin to count a path anew: a new session, sequence numbers from 1; what was silent is until it answers."""
         silent = self._halves[index * _HALVES + _MARKS] & MARK_SILENT
+        self._carried[index] += self._counters(self._states[index : index + 1])[0]
+        self._carried_rtts[index] += self._states[index]["rtt_buckets"]
         self._configs[index]["epoch"] = epoch
         self._states[index] = np.zeros((), STATE)
         self._halves[index * _HALVES + _MARKS] = silent
@@ -160,14 +177,19 @@ class PathTable:
 
     def totals(self, count: int) -> dict[str, int]:
         """Counters of the first `count` paths, summed."""
-        return {name: int(self._states[name][:count].sum()) for name in COUNTERS}
+        sums = (self._counters(self._states[:count]) + self._carried[:count]).sum(axis=0)
+        return dict(zip(COUNTERS, sums.tolist(), strict=True))
+
+    @staticmethod
+    def _counters(states: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
+        return np.stack([states[name] for name in COUNTERS], axis=1)
 
     def read(
         self, now_ns: int, count: int
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64], npt.NDArray[np.uint64]]:
         """Counters, gauges and round-trip buckets of the first `count` paths; sets the silence limits anew."""
         states = self._states[:count].copy()
-        counters = np.stack([states[name] for name in COUNTERS], axis=1)
+        counters = self._counters(states) + self._carried[:count]
         slots = states["window"]
         answered = slots["rtt_ns"] != 0
         settled = (slots["sent_ns"] > 0) & (
@@ -190,7 +212,7 @@ class PathTable:
         some = total > 0
         gauges[some, 3] = 1 - (settled & answered).sum(axis=1)[some] / total[some]
         gauges[:, 4] = states["peer_state"]
-        return counters, gauges, states["rtt_buckets"]
+        return counters, gauges, states["rtt_buckets"] + self._carried_rtts[:count]
 
     def _settled_ns(self, count: int) -> npt.NDArray[np.uint64]:
         return np.array(self._silence[:count], dtype=np.uint64) * np.uint64(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
@@ -50,6 +51,12 @@ class Netlink(Touchpoint):
     """
 
     name: ClassVar[str] = "netlink"
+    counted: ClassVar[Mapping[str, str]] = {
+        "overruns": "Netlink messages lost because the socket was full.",
+        "repairs": "Times the kernel was not where we believed it to be.",
+        "moves": "Changes of a peer's path.",
+        "undecoded": "Netlink messages that could not be decoded.",
+    }
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant("nexthop", ("CAP_NET_ADMIN", "nexthop"), "one message moves all routes of a peer"),
         Variant("routes", ("CAP_NET_ADMIN",), "routes are moved one by one"),

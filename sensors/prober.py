@@ -23,7 +23,7 @@ from mapek.clock import TimerFd
 from mapek.errors import DegradedError
 from mapek.knowledge.topology import Address
 from mapek.sensors.link_watch_layout import PORT
-from mapek.sensors.stamp import PROBE_SIZE, template
+from mapek.sensors.stamp import plain_template, template
 
 _PRIORITY: Final = 20
 """SCHED_FIFO priority of the thread, where the program that runs the loop has one."""
@@ -61,20 +61,21 @@ _libc.sendmmsg.restype = ctypes.c_int
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where probes of one path go: `ifindex` 0 lets the route decide, as for any packet."""
+    """Where probes of one path go: `ifindex` 0 lets the route decide, as for any packet; `plain`: RFC 8762 only."""
 
     path: int
     ifindex: int
     local: Address
     peer: Address
+    plain: bool = False
 
 
 class Batch:
     """Prepared messages of one address family, sent by one sendmmsg call in this order."""
 
-    def __init__(self, family: int, targets: Sequence[Target], times: int = 1) -> None:
+    def __init__(self, family: int, targets: Sequence[Target], times: int = 1, port: int = PORT) -> None:
         """Prepare `times` probes to each target, interleaved, so that no path has the earlier moment."""
-        self._family = family
+        self._family, self._port = family, port
         self._keep: list[ctypes.Array[ctypes.c_char]] = []
         one = [self._message(target) for target in targets]
         order = one * times
@@ -93,15 +94,16 @@ class Batch:
         return ctypes.addressof(held)
 
     def _message(self, target: Target) -> _Msghdr:
-        payload = _Iovec(self._buffer(template(target.path)), PROBE_SIZE)
-        vector = ctypes.pointer(payload)
+        data = (plain_template if target.plain else template)(target.path)
+        vector = ctypes.pointer(_Iovec(self._buffer(data), len(data)))
+        port = socket.htons(self._port)
         if self._family == socket.AF_INET:
-            name = struct.pack("=HH4s8x", socket.AF_INET, socket.htons(PORT), target.peer.packed)
+            name = struct.pack("=HH4s8x", socket.AF_INET, port, target.peer.packed)
             info = struct.pack("=i4s4x", target.ifindex, target.local.packed)
             level, kind = socket.IPPROTO_IP, _IP_PKTINFO
         else:
             scope = target.ifindex if IPv6Address(int(target.peer)).is_link_local else 0
-            name = struct.pack("=HHI16sI", socket.AF_INET6, socket.htons(PORT), 0, target.peer.packed, scope)
+            name = struct.pack("=HHI16sI", socket.AF_INET6, port, 0, target.peer.packed, scope)
             info = struct.pack("=16sI", target.local.packed, target.ifindex)
             level, kind = socket.IPPROTO_IPV6, _IPV6_PKTINFO
         head = struct.pack("@Nii", ctypes.sizeof(ctypes.c_size_t) + 8 + len(info), level, kind)
@@ -131,10 +133,11 @@ class Prober:
 
     Args:
         interval_ns: between two probes of a path.
+        port: where the peers' reflectors listen.
     """
 
-    def __init__(self, interval_ns: int) -> None:
-        self.interval_ns = interval_ns
+    def __init__(self, interval_ns: int, port: int = PORT) -> None:
+        self.interval_ns, self._port = interval_ns, port
         self.failed: dict[int, int] = {}
         """errno of the last failed send, by path; what works again is forgotten by `forget`."""
         self._sockets: dict[int, socket.socket] = {}
@@ -150,7 +153,7 @@ class Prober:
         for family in (socket.AF_INET, socket.AF_INET6):
             of_family = [t for t in targets if len(t.peer.packed) == (4 if family == socket.AF_INET else 16)]
             if of_family:
-                batches.append((self._socket(family), Batch(family, of_family, times)))
+                batches.append((self._socket(family), Batch(family, of_family, times, self._port)))
         return batches
 
     def _socket(self, family: int) -> int:

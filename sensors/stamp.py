@@ -20,12 +20,18 @@ SENDER_SIZE: Final = 44
 
 TLV_MAPEK: Final = 253
 _TLV = struct.Struct("!BBHQBBHIQ")
+_TO_BE_STAMPED: Final = 0x6D61706B
 
 
 def template(path: int) -> bytes:
     """An unsigned probe of the path with this index: 72 bytes."""
     stamp = struct.pack("!IIIHH28x", 0, 0, 0, 0, path + 1)
     return stamp + _TLV.pack(0, TLV_MAPEK, _TLV.size - 4, 0, 0, 0, 0, 0, 0)
+
+
+def plain_template(path: int) -> bytes:
+    """The same for a peer that speaks RFC 8762 only: 44 bytes, whose sequence number asks to be stamped."""
+    return struct.pack("!IIIHH28x", _TO_BE_STAMPED, 0, 0, 0, path + 1)
 
 
 def session_key(secret: bytes, prober: Address, target: Address) -> tuple[int, int]:

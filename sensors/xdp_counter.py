@@ -6,7 +6,7 @@ frames as one where the driver merges before XDP (generic mode after GRO). Costs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from struct import Struct
@@ -22,6 +22,7 @@ from mapek.model import Entity, Event, Frame, Metric, Schema, Value
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import Ingress, IngressProgram, join_ingress
 from mapek.sensors.interfaces import Interfaces
+from mapek.sensors.variants import choose
 
 FAMILIES: Final = ("ipv4", "ipv6", "other")
 PROTOCOLS: Final = ("tcp", "udp", "icmp", "other")
@@ -103,6 +104,11 @@ class XdpCounter(Touchpoint):
     """
 
     name: ClassVar[str] = "xdp_counter"
+    counted: ClassVar[Mapping[str, str]] = {
+        "ring_drops": "Samples lost because the ring buffer was full.",
+    }
+    # It says where the chain that they share is pinned, and takes over the one of the agent before.
+    opens_after: ClassVar[tuple[str, ...]] = ("link_watch",)
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant("xdp", ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "xdp_link")),
     )
@@ -119,6 +125,7 @@ class XdpCounter(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
+        await in_thread(lambda: choose(self.name, self.variants))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
         self._program = IngressProgram(spec, SLOT, "xdp_counter")
         await self._interfaces.open(surroundings, self._names)

@@ -53,6 +53,9 @@ class VirtualTable:
         self._paths, self._clock = paths, clock
         self.count = len(paths)
 
+    def set_clock(self, wall_ns: int) -> None:
+        """Only unauthenticated packets tell the time, and in here there are none."""
+
     def set_flags(self, index: int, flags: int, mask: int) -> None:
         path = self._paths[index]
         path.flags = path.flags & ~mask | flags

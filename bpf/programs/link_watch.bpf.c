@@ -16,10 +16,14 @@
 #include "chain.h"
 #include "siphash.h"
 #include "stamp_packet.h"
+#include "stamp_plain.h"
 
 #define CLOCK_MONOTONIC 1
 #define FORGET_PEER_NS (60 * NSEC_PER_SEC)	/* a peer whose clock went back is locked out no longer */
 #define WATCHDOG_LATE_NS 1000000ULL
+
+/* of all reflectors, ours and the peers' */
+const volatile __u16 stamp_port = STAMP_PORT;
 
 struct watchdog {
 	struct bpf_timer timer;
@@ -141,25 +145,36 @@ static __always_inline void arm(__u32 path, __u64 now, __u64 silence)
 static __always_inline int stamp_probe(struct __sk_buff *skb, bool timers)
 {
 	struct headers found;
-	union payload old, new;
+	union payload old = {}, new;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 
-	if (!find_probe(data, end, &found))
+	if (!find_stamp(data, end, &found))
 		return TC_ACT_UNSPEC;
-	struct udphdr *udp = udp_of(data, end, &found);
+	struct udphdr *udp = udp_of(data, end, &found, BASE_UDP_LEN);
 
-	if (!udp || udp->dest != bpf_htons(STAMP_PORT))
+	if (!udp || udp->dest != bpf_htons(stamp_port))
 		return TC_ACT_UNSPEC;
-	read_payload(udp, &old);
-	if (!is_ours(udp, &old) || old.probe.role != ROLE_PROBE)
-		return TC_ACT_UNSPEC;
+	bool plain = udp->len == bpf_htons(BASE_UDP_LEN);
+
+	if (plain) {
+		read_base(udp, &old);
+		if (old.probe.seq != bpf_htonl(STAMP_TEMPLATE) || old.probe.sec)
+			return TC_ACT_UNSPEC;
+	} else {
+		udp = udp_of(data, end, &found, PROBE_UDP_LEN);
+		if (!udp)
+			return TC_ACT_UNSPEC;
+		read_payload(udp, &old);
+		if (!is_ours(udp, &found, &old) || old.probe.role != ROLE_PROBE)
+			return TC_ACT_UNSPEC;
+	}
 
 	__u32 path = bpf_ntohs(old.probe.ssid) - 1;
 	struct path_config *config = bpf_map_lookup_elem(&configs, &path);
 	struct path_state *state = bpf_map_lookup_elem(&paths, &path);
 
 	if (!config || !state || !(config->flags & PATH_IN_USE) || !same_address(config->peer, found.dest) ||
-	    (config->ifindex && config->ifindex != skb->ifindex))
+	    (config->ifindex && config->ifindex != skb->ifindex) || !(config->flags & PATH_PLAIN) == plain)
 		return TC_ACT_UNSPEC;
 
 	/* one sender at a time: user space holds a lock over its sends */
@@ -178,20 +193,30 @@ static __always_inline int stamp_probe(struct __sk_buff *skb, bool timers)
 	state->sent++;
 	state->last_sent_ns = now;
 
+	__u32 offset = udp_offset(&found) + sizeof(struct udphdr);
+	__s64 diff;
+
 	new = old;
 	new.probe.seq = bpf_htonl(seq);
-	new.probe.sec = bpf_htonl(now / NSEC_PER_SEC);
-	new.probe.nsec = bpf_htonl(now % NSEC_PER_SEC);
-	new.probe.error_estimate = bpf_htons(STAMP_ERROR_ESTIMATE);
-	new.probe.tlv_flags = STAMP_TLV_UNRECOGNIZED;
-	new.probe.epoch = bpf_cpu_to_be64(config->epoch);
-	new.probe.peer_state = config->flags & PATH_ADMIN_DOWN ? PEER_ADMIN_DOWN : PEER_UP;
-	new.probe.tag = tag_of(&new, config->own_key);
+	if (plain) {
+		struct stamp_time time = stamp_time(now + config->wall_ns, false);
 
-	__u32 offset = udp_offset(&found) + sizeof(struct udphdr);
-	__s64 diff = bpf_csum_diff(old.words, sizeof(old), new.words, sizeof(new), 0);
-
-	bpf_skb_store_bytes(skb, offset, &new, sizeof(new), 0);
+		new.probe.sec = time.seconds;
+		new.probe.nsec = time.fraction;
+		new.probe.error_estimate = bpf_htons(STAMP_ERROR_PLAIN);
+		diff = bpf_csum_diff(old.words, STAMP_BASE, new.words, STAMP_BASE, 0);
+		bpf_skb_store_bytes(skb, offset, &new, STAMP_BASE, 0);
+	} else {
+		new.probe.sec = bpf_htonl(now / NSEC_PER_SEC);
+		new.probe.nsec = bpf_htonl(now % NSEC_PER_SEC);
+		new.probe.error_estimate = bpf_htons(STAMP_ERROR_ESTIMATE);
+		new.probe.tlv_flags = STAMP_TLV_UNRECOGNIZED;
+		new.probe.epoch = bpf_cpu_to_be64(config->epoch);
+		new.probe.peer_state = config->flags & PATH_ADMIN_DOWN ? PEER_ADMIN_DOWN : PEER_UP;
+		new.probe.tag = tag_of(&new, config->own_key);
+		diff = bpf_csum_diff(old.words, sizeof(old), new.words, sizeof(new), 0);
+		bpf_skb_store_bytes(skb, offset, &new, sizeof(new), 0);
+	}
 	bpf_l4_csum_replace(skb, udp_offset(&found) + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
 	if (timers && (config->flags & PATH_WATCH) && !(state->marks & MARK_SILENT))
 		arm(path, now, config->silence_ns);
@@ -224,26 +249,47 @@ static __always_inline __u32 bucket_of(__u64 ns)
 	return bucket & (RTT_BUCKETS - 1);
 }
 
-static __always_inline void take_answer(const union payload *payload, const struct headers *found, __u32 ifindex)
+static __always_inline bool is_authentic(const union payload *payload, const struct path_config *config)
 {
-	__u32 path = bpf_ntohs(payload->probe.ssid) - 1;
+	return payload->probe.epoch == bpf_cpu_to_be64(config->epoch) &&
+	       payload->probe.tag == tag_of(payload, config->own_key);
+}
+
+/* An unauthenticated answer proves that its sender has seen the probe by the time that it returns, and no more. */
+static __always_inline bool returns_time(const union payload *payload, const struct path_config *config,
+					 const struct slot *slot)
+{
+	struct stamp_time sent = stamp_time(slot->sent_ns + config->wall_ns, false);
+
+	return payload->probe.sender_sec == sent.seconds && payload->probe.sender_nsec == sent.fraction;
+}
+
+/* False: nothing of ours waits for it. `path` is what the packet says, `known` what its addresses say. */
+static __always_inline bool take_answer(const union payload *payload, const struct headers *found, __u32 ifindex,
+					__u32 path, __u32 known, bool plain)
+{
 	struct path_config *config = bpf_map_lookup_elem(&configs, &path);
 	struct path_state *state = bpf_map_lookup_elem(&paths, &path);
 
-	if (!config || !state)
-		return;
+	if (!config || !state) {
+		state = bpf_map_lookup_elem(&paths, &known);
+		if (state)
+			__sync_fetch_and_add(&state->rejected, 1);
+		return false;
+	}
 	__u32 seq = bpf_ntohl(payload->probe.sender_seq);
 	struct slot *slot = &state->window[seq & (WINDOW - 1)];
 
-	if (!(config->flags & PATH_IN_USE) || payload->probe.epoch != bpf_cpu_to_be64(config->epoch) ||
+	if (!(config->flags & PATH_IN_USE) || !(config->flags & PATH_PLAIN) == plain ||
 	    !same_address(config->peer, found->source) || (config->ifindex && config->ifindex != ifindex) ||
-	    slot->seq != seq || !slot->sent_ns || payload->probe.tag != tag_of(payload, config->own_key)) {
+	    slot->seq != seq || !slot->sent_ns ||
+	    !(plain ? returns_time(payload, config, slot) : is_authentic(payload, config))) {
 		__sync_fetch_and_add(&state->rejected, 1);
-		return;
+		return false;
 	}
 	if (slot->rtt_ns) {
 		__sync_fetch_and_add(&state->duplicates, 1);
-		return;
+		return true;
 	}
 	__u64 now = bpf_ktime_get_ns(), rtt = now > slot->sent_ns ? now - slot->sent_ns : 1;
 
@@ -264,8 +310,13 @@ static __always_inline void take_answer(const union payload *payload, const stru
 	if ((__s32)gap >= 0) {
 		__u32 passed = reflected - state->reflector_seq;
 
-		/* both ends count: what the reflector did not see was lost on the way there */
-		if (state->reflector_seq && (__s32)passed > 0 && passed <= gap + 1) {
+		/*
+		 * Both ends count: what the reflector did not see was lost on the way there. One that repeats our
+		 * own number may not count at all (RFC 8762, stateless), and then nothing is known.
+		 */
+		bool counts = !plain || reflected != seq;
+
+		if (counts && state->reflector_seq && (__s32)passed > 0 && passed <= gap + 1) {
 			state->forward_lost += gap + 1 - passed;
 			state->reverse_lost += passed - 1;
 		}
@@ -285,6 +336,7 @@ static __always_inline void take_answer(const union payload *payload, const stru
 	}
 	if (config->flags & PATH_ANSWERS)
 		raise(state, path, EVENT_ANSWER, now, slot->sent_ns, seq, 0);
+	return true;
 }
 
 /* A token bucket kept as time: each reply costs 1/rate s, and at most `burst` of them lie saved. */
@@ -377,6 +429,47 @@ static __always_inline bool reflect(union payload *payload, const struct headers
 	return true;
 }
 
+/* The same for a sender of RFC 8762: no number or epoch of it can be believed, and none is. */
+static __always_inline bool reflect_plain(union payload *payload, const struct headers *found,
+					  const struct path_config *config, __u32 path, __be16 source)
+{
+	struct path_state *state = bpf_map_lookup_elem(&paths, &path);
+	struct probe *probe = &payload->probe;
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!state)
+		return false;
+	if (!may_reply(state, config, now)) {
+		__sync_fetch_and_add(&state->limited, 1);
+		return false;
+	}
+	struct stamp_time time = stamp_time(now + config->wall_ns, probe->error_estimate & bpf_htons(STAMP_PTP));
+
+	state->reflected++;
+	state->peer_seen_ns = now;
+	probe->sender_seq = probe->seq;
+	if (config->flags & PATH_STATEFUL) {
+		__u64 session = 1ULL << 32 | (__u32)source << 16 | probe->ssid;
+
+		if (state->peer_epoch != session) {
+			state->peer_epoch = session;
+			state->own_reflector_seq = 0;
+		}
+		probe->seq = bpf_htonl(state->own_reflector_seq++);
+	}
+	probe->sender_sec = probe->sec;
+	probe->sender_nsec = probe->nsec;
+	probe->sender_error_estimate = probe->error_estimate;
+	probe->sender_ttl = found->ttl;
+	probe->mbz = 0;
+	probe->mbz3[0] = probe->mbz3[1] = probe->mbz3[2] = 0;
+	probe->sec = probe->received_sec = time.seconds;
+	probe->nsec = probe->received_nsec = time.fraction;
+	/* in the sender's format: it may know no other */
+	probe->error_estimate = bpf_htons(STAMP_ERROR_PLAIN) | (probe->error_estimate & bpf_htons(STAMP_PTP));
+	return true;
+}
+
 static __always_inline __u32 *find_peer(const struct headers *found, __u32 ifindex)
 {
 	struct peer_key key = { .ifindex = ifindex };
@@ -421,29 +514,65 @@ static __always_inline void turn_around(void *data, struct udphdr *udp, bool v6)
 	}
 }
 
-enum verdict { NOT_OURS, CONSUMED, REPLY };
+enum verdict { NOT_OURS, CONSUMED, REPLY, REPLY_PLAIN };
 
-static __always_inline enum verdict receive(void *data, void *end, __u32 ifindex, struct headers *found,
-					    union payload *payload)
+static __always_inline enum verdict receive_plain(void *data, void *end, __u64 bytes, __u32 ifindex,
+						  struct headers *found, union payload *payload,
+						  const struct path_config *config, __u32 path)
 {
-	if (!find_probe(data, end, found))
-		return NOT_OURS;
-	struct udphdr *udp = udp_of(data, end, found);
+	struct udphdr *udp = udp_of(data, end, found, BASE_UDP_LEN);
 
-	if (!udp || (udp->dest != bpf_htons(STAMP_PORT) && udp->source != bpf_htons(STAMP_PORT)))
+	if (!udp || !(config->flags & PATH_IN_USE) || !is_sound(data, end, udp, found, bytes))
 		return NOT_OURS;
-	read_payload(udp, payload);
-	if (!is_ours(udp, payload))
+	read_base(udp, payload);
+	if (udp->dest != bpf_htons(stamp_port))
+		return take_answer(payload, found, ifindex, path, path, true) ? CONSUMED : NOT_OURS;
+	/* from the port of a reflector: two of them would send it to and fro for ever */
+	if (udp->source == bpf_htons(stamp_port))
+		return NOT_OURS;
+	return reflect_plain(payload, found, config, path, udp->source) ? REPLY_PLAIN : CONSUMED;
+}
+
+/* `bytes`: of the whole frame, of which `data` to `end` may be the beginning. */
+static __always_inline enum verdict receive(void *data, void *end, __u64 bytes, __u32 ifindex,
+					    struct headers *found, union payload *payload)
+{
+	if (!find_stamp(data, end, found))
+		return NOT_OURS;
+	struct udphdr *udp = udp_of(data, end, found, BASE_UDP_LEN);
+
+	if (!udp || (udp->dest != bpf_htons(stamp_port) && udp->source != bpf_htons(stamp_port)))
 		return NOT_OURS;
 	__u32 *path = find_peer(found, ifindex);
 
 	if (!path)
 		return NOT_OURS;
+	struct path_config *config = bpf_map_lookup_elem(&configs, path);
+
+	if (config && config->flags & PATH_PLAIN)
+		return receive_plain(data, end, bytes, ifindex, found, payload, config, *path);
+	udp = udp_of(data, end, found, PROBE_UDP_LEN);
+	if (!udp)
+		return NOT_OURS;
+	read_payload(udp, payload);
+	if (!is_ours(udp, found, payload))
+		return NOT_OURS;
 	if (payload->probe.role == ROLE_REPLY) {
-		take_answer(payload, found, ifindex);
+		take_answer(payload, found, ifindex, bpf_ntohs(payload->probe.ssid) - 1, *path, false);
 		return CONSUMED;
 	}
 	return reflect(payload, found, *path) ? REPLY : CONSUMED;
+}
+
+static __always_inline __s64 sum_headers(const struct udphdr *udp, const struct headers *found, bool v6)
+{
+	__u32 pseudo[2] = { udp->len, bpf_htonl(IPPROTO_UDP) };
+	__u32 header[2] = { ((__u32 *)udp)[0], ((__u32 *)udp)[1] };
+	__s64 sum = bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), 0);
+
+	sum = bpf_csum_diff(0, 0, (__be32 *)found->source + (v6 ? 0 : 3), v6 ? 16 : 4, sum);
+	sum = bpf_csum_diff(0, 0, (__be32 *)found->dest + (v6 ? 0 : 3), v6 ? 16 : 4, sum);
+	return bpf_csum_diff(0, 0, header, sizeof(header), sum);
 }
 
 SEC("xdp")
@@ -452,33 +581,37 @@ int link_watch(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct headers found = {};
 	union payload payload;
+	enum verdict verdict = receive(data, end, end - data, ctx->ingress_ifindex, &found, &payload);
 
-	switch (receive(data, end, ctx->ingress_ifindex, &found, &payload)) {
-	case NOT_OURS:
+	if (verdict == NOT_OURS)
 		return chain_next(ctx);
-	case CONSUMED:
+	if (verdict == CONSUMED)
 		return XDP_DROP;
-	case REPLY:
-		break;
-	}
-	struct udphdr *udp = udp_of(data, end, &found);
+	struct udphdr *udp = udp_of(data, end, &found, BASE_UDP_LEN);
 	bool v6 = found.v6;
+	__s64 sum;
 
 	if (!udp)
 		return XDP_DROP;
-	turn_around(data, udp, v6);
-	write_payload(udp, &payload);
 	/* in whole: what came in may be the partial sum of a sender that offloads it */
-	udp->check = 0;
-	__u32 pseudo[2] = { udp->len, bpf_htonl(IPPROTO_UDP) };
-	__s64 sum = bpf_csum_diff(0, 0, pseudo, sizeof(pseudo), 0);
-
-	sum = bpf_csum_diff(0, 0, (__be32 *)found.source + (v6 ? 0 : 3), v6 ? 16 : 4, sum);
-	sum = bpf_csum_diff(0, 0, (__be32 *)found.dest + (v6 ? 0 : 3), v6 ? 16 : 4, sum);
-	__u32 header[2] = { ((__u32 *)udp)[0], ((__u32 *)udp)[1] };
-
-	sum = bpf_csum_diff(0, 0, header, sizeof(header), sum);
-	sum = bpf_csum_diff(0, 0, payload.words, sizeof(payload), sum);
+	if (verdict == REPLY) {
+		udp = udp_of(data, end, &found, PROBE_UDP_LEN);
+		if (!udp)
+			return XDP_DROP;
+		turn_around(data, udp, v6);
+		write_payload(udp, &payload);
+		udp->check = 0;
+		sum = sum_headers(udp, &found, v6);
+		sum = bpf_csum_diff(0, 0, payload.words, sizeof(payload), sum);
+	} else {
+		turn_around(data, udp, v6);
+		write_base(udp, &payload);
+		udp->check = 0;
+		sum = sum_headers(udp, &found, v6);
+		sum = bpf_csum_diff(0, 0, payload.words, STAMP_BASE, sum);
+		if (!sum_rest((void *)udp + BASE_UDP_LEN, end, bpf_ntohs(udp->len) - BASE_UDP_LEN, &sum))
+			return XDP_DROP;
+	}
 	udp->check = fold(sum) ?: 0xffff;
 	return XDP_TX;
 }
@@ -494,24 +627,28 @@ int link_watch_tc(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct headers found = {};
 	union payload payload, old;
+	enum verdict verdict = receive(data, end, skb->len, skb->ifindex, &found, &payload);
 
-	switch (receive(data, end, skb->ifindex, &found, &payload)) {
-	case NOT_OURS:
+	if (verdict == NOT_OURS)
 		return TC_ACT_UNSPEC;
-	case CONSUMED:
+	if (verdict == CONSUMED)
 		return TC_ACT_SHOT;
-	case REPLY:
-		break;
-	}
-	struct udphdr *udp = udp_of(data, end, &found);
+	struct udphdr *udp = udp_of(data, end, &found, verdict == REPLY ? PROBE_UDP_LEN : BASE_UDP_LEN);
+	__u32 offset = udp_offset(&found) + sizeof(*udp);
+	__s64 diff;
 
 	if (!udp)
 		return TC_ACT_SHOT;
 	turn_around(data, udp, found.v6);
-	read_payload(udp, &old);
-	__s64 diff = bpf_csum_diff(old.words, sizeof(old), payload.words, sizeof(payload), 0);
-
-	bpf_skb_store_bytes(skb, udp_offset(&found) + sizeof(*udp), &payload, sizeof(payload), 0);
+	if (verdict == REPLY) {
+		read_payload(udp, &old);
+		diff = bpf_csum_diff(old.words, sizeof(old), payload.words, sizeof(payload), 0);
+		bpf_skb_store_bytes(skb, offset, &payload, sizeof(payload), 0);
+	} else {
+		read_base(udp, &old);
+		diff = bpf_csum_diff(old.words, STAMP_BASE, payload.words, STAMP_BASE, 0);
+		bpf_skb_store_bytes(skb, offset, &payload, STAMP_BASE, 0);
+	}
 	bpf_l4_csum_replace(skb, udp_offset(&found) + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
 	return bpf_redirect(skb->ifindex, 0);
 }

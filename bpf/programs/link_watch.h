@@ -7,6 +7,7 @@
 #define LINK_WATCH_H
 
 #define STAMP_PORT 862
+#define STAMP_BASE 44		/* RFC 8762, unauthenticated */
 #define STAMP_TLV_MAPEK 253	/* RFC 8972: 252-254 are for private use */
 #define STAMP_TLV_UNRECOGNIZED 0x80
 #define STAMP_ERROR_ESTIMATE 0x4001	/* unsynchronised, PTPv2 truncated format (Z = 1) */
@@ -57,6 +58,8 @@ enum path_flags {
 	PATH_GAPS = 4,			/* raise EVENT_MISSING */
 	PATH_ANSWERS = 8,		/* raise EVENT_ANSWER for every answer */
 	PATH_ADMIN_DOWN = 16,		/* tell the peer so in every probe */
+	PATH_PLAIN = 32,		/* the peer speaks RFC 8762 without our TLV: nothing is authenticated */
+	PATH_STATEFUL = 64,		/* with PATH_PLAIN: our reflector counts its replies itself */
 };
 
 /* written by user space only */
@@ -71,8 +74,9 @@ struct path_config {
 	__u64 peer_key[2];		/* the peer's probes and our replies */
 	__u32 reply_rate;		/* replies a second */
 	__u32 reply_burst;
+	__u64 wall_ns;			/* PATH_PLAIN: CLOCK_REALTIME minus CLOCK_MONOTONIC */
 };
-_Static_assert(sizeof(struct path_config) == 96, "path_config");
+_Static_assert(sizeof(struct path_config) == 104, "path_config");
 
 enum path_marks { MARK_SILENT = 1, MARK_MISSING = 2 };
 
@@ -95,7 +99,7 @@ struct path_state {
 	__u64 last_sent_ns;
 	__u64 last_answer_ns;
 	__u64 last_answered_sent_ns;	/* send time of the newest answered probe */
-	__u64 peer_epoch;
+	__u64 peer_epoch;		/* PATH_STATEFUL: which of the peer's sessions is counted */
 	__u64 peer_seen_ns;		/* last authentic probe of the peer */
 	__u64 peer_bitmap;		/* of the 64 sequence numbers up to peer_newest */
 	__u64 tokens_ns;		/* token bucket of the reflector, in time */

@@ -66,7 +66,7 @@ static __always_inline int parse_ipv4(void **at, void *end, int *first)
 		return -1;
 	*first = !(ip->frag_off & bpf_htons(IP_OFFSET_MASK));
 	*at += ip->ihl * 4;
-	return ip->protocol;
+	return *at > end ? -1 : ip->protocol;
 }
 
 /* The same for IPv6, past its extension headers; -1 also when there are more of them than MAX_EXT_HEADERS. */
@@ -98,6 +98,8 @@ static __always_inline int parse_ipv6(void **at, void *end, int *first)
 		} else {
 			*at += (ext->hdrlen + 1) * 8;
 		}
+		if (*at > end)
+			return -1;
 		proto = ext->nexthdr;
 		/* What follows the header of a later fragment is its payload. */
 		if (!*first)

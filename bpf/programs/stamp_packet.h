@@ -25,6 +25,8 @@ enum { false, true };
 #define V4_UDP (sizeof(struct ethhdr) + sizeof(struct iphdr))
 #define V6_UDP (sizeof(struct ethhdr) + sizeof(struct ipv6hdr))
 #define PROBE_UDP_LEN (sizeof(struct udphdr) + sizeof(struct probe))
+#define BASE_WORDS (STAMP_BASE / 4)
+#define BASE_UDP_LEN (sizeof(struct udphdr) + STAMP_BASE)
 
 union payload {
 	struct probe probe;
@@ -37,6 +39,7 @@ struct headers {
 	__u8 dest[16];
 	bool v6;
 	__u8 ttl;
+	__u16 udp_len;			/* as the IP header has it */
 };
 
 static __always_inline void map_v4(__u8 *to, __be32 address)
@@ -55,8 +58,8 @@ static __always_inline __u32 udp_offset(const struct headers *found)
 	return found->v6 ? V6_UDP : V4_UDP;
 }
 
-/* True for an unfragmented UDP packet without IP options that holds at least a probe. */
-static __always_inline bool find_probe(void *data, void *end, struct headers *found)
+/* True for an unfragmented UDP packet without IP options that holds at least the 44 bytes of RFC 8762. */
+static __always_inline bool find_stamp(void *data, void *end, struct headers *found)
 {
 	struct ethhdr *eth = data;
 
@@ -65,33 +68,36 @@ static __always_inline bool find_probe(void *data, void *end, struct headers *fo
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);
 
-		if ((void *)(ip + 1) > end || ip->ihl != 5 || ip->protocol != IPPROTO_UDP ||
+		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_UDP ||
 		    (ip->frag_off & bpf_htons(0x3fff)))
 			return false;
 		map_v4(found->source, ip->saddr);
 		map_v4(found->dest, ip->daddr);
 		found->ttl = ip->ttl;
+		found->udp_len = bpf_ntohs(ip->tot_len) - sizeof(*ip);
 		found->v6 = false;
 	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
 
-		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_UDP)
+		if ((void *)(ip + 1) > end || ip->version != 6 || ip->nexthdr != IPPROTO_UDP)
 			return false;
 		__builtin_memcpy(found->source, &ip->saddr, 16);
 		__builtin_memcpy(found->dest, &ip->daddr, 16);
 		found->ttl = ip->hop_limit;
+		found->udp_len = bpf_ntohs(ip->payload_len);
 		found->v6 = true;
 	} else {
 		return false;
 	}
-	return data + udp_offset(found) + PROBE_UDP_LEN <= end;
+	return data + udp_offset(found) + BASE_UDP_LEN <= end;
 }
 
-static __always_inline struct udphdr *udp_of(void *data, void *end, const struct headers *found)
+/* The UDP header, if `length` bytes from it on are there. */
+static __always_inline struct udphdr *udp_of(void *data, void *end, const struct headers *found, __u32 length)
 {
 	struct udphdr *udp = data + udp_offset(found);
 
-	return (void *)udp + PROBE_UDP_LEN > end ? 0 : udp;
+	return (void *)udp + length > end ? 0 : udp;
 }
 
 static __always_inline void read_payload(const struct udphdr *udp, union payload *to)
@@ -112,11 +118,12 @@ static __always_inline void write_payload(struct udphdr *udp, const union payloa
 		to[i] = from->words[i];
 }
 
-/* Is it of our form: a UDP length that fits, and our TLV behind the 44 bytes of RFC 8762? */
-static __always_inline bool is_ours(const struct udphdr *udp, const union payload *payload)
+/* Is it of our form: lengths that fit, and our TLV behind the 44 bytes of RFC 8762? */
+static __always_inline bool is_ours(const struct udphdr *udp, const struct headers *found,
+				    const union payload *payload)
 {
-	return udp->len == bpf_htons(PROBE_UDP_LEN) && payload->probe.tlv_type == STAMP_TLV_MAPEK &&
-	       payload->probe.tlv_length == bpf_htons(24);
+	return udp->len == bpf_htons(PROBE_UDP_LEN) && found->udp_len == PROBE_UDP_LEN &&
+	       payload->probe.tlv_type == STAMP_TLV_MAPEK && payload->probe.tlv_length == bpf_htons(24);
 }
 
 static __always_inline __u64 tag_of(const union payload *payload, const __u64 *key)

@@ -116,7 +116,7 @@ class PathHealth(Analyzer):
         if event.kind == "path.missing":
             return self._gap(peer, path, event)
         if event.kind == "path.back":
-            path.silent, path.ever = False, True
+            path.silent, path.ever, path.unanswered_ns = False, True, 0
             return self._back(peer, path)
         if event.kind in ("path.peer_admin_down", "path.peer_up"):
             peer.admin_down = event.kind == "path.peer_admin_down"

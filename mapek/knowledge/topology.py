@@ -44,7 +44,8 @@ class Peer:
         addresses: its own addresses, reached over any path; probes of a repaired route go there.
         prefixes: what routes through this peer should exist.
         paths: by preference, the most preferred first.
-        key: secret shared with the peer, at least 16 bytes.
+        key: secret shared with the peer, at least 16 bytes; empty if it is unauthenticated.
+        unauthenticated: it speaks plain STAMP (RFC 8762), so whoever can write to the link can speak for it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Peer:
     prefixes: tuple[Network, ...]
     paths: tuple[Path, ...]
     key: bytes = field(repr=False)
+    unauthenticated: bool = False
 
     @property
     def entity(self) -> Entity:

@@ -26,6 +26,7 @@ def shortest(program, sent):
 
 @both
 @pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.kernel
 def test_answers_a_peer(bench, program, family):
     one = bench(program, family)
     raw = frame(
@@ -82,6 +83,7 @@ def test_every_byte_is_signed(bench, program, where):
 
 
 @both
+@pytest.mark.kernel
 def test_forged(bench, program):
     one = bench(program)
     sent = payload(OWN_KEY, seq=3, epoch=PEER_EPOCH), payload(PEER_KEY, seq=3, epoch=PEER_EPOCH, role=2)
@@ -90,6 +92,7 @@ def test_forged(bench, program):
 
 
 @both
+@pytest.mark.kernel
 def test_replayed(bench, program):
     one = bench(program)
     verdicts = [one.ask(seq=seq)[0] for seq in (100, 100, 101, 38, 37, 38, 99, 99, 2**31 + 101)]
@@ -202,6 +205,7 @@ def test_other_packets_are_passed_on_untouched(bench, program, which):
 
 @both
 @pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.kernel
 def test_every_length(bench, program, family):
     one = bench(program, family)
     whole = one.probe(seq=1) + bytes(40)

@@ -15,13 +15,17 @@ from mapek.sensors.prober import Prober, Target
 from mapek.sensors.stamp import template
 from tests.netns.sensors.programs import OWN_EPOCH, OWN_KEY, PAIRS
 from tests.netns.sensors.wires import STXCSUM, ethtool, run
+from tests.support.machine import has
 from tests.support.stamp import Datagram, checksum, frame, parse, payload, pseudo
 
-both = pytest.mark.parametrize("program", ["stamp", "stamp_untimed"])
+both = pytest.mark.parametrize(
+    "program", [pytest.param("stamp", marks=pytest.mark.needs("bpf_timer")), "stamp_untimed"]
+)
 
 
 @both
 @pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.kernel
 def test_a_probe(bench, program, family):
     one = bench(program, family)
     for number in (1, 2, 3):
@@ -114,9 +118,11 @@ def test_what_has_no_answer_after_64_more_is_lost(bench, program):
 
 @pytest.mark.parametrize("offload", [False, True], ids=["in software", "left to hardware"])
 @pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.kernel
 async def test_on_a_veth(wire, bench, family, offload):
     """What leaves a real socket: stamped, with the checksum whole or, with offload, as the stack left it."""
-    one = bench("stamp", family)
+    program = "stamp" if has("bpf_timer") else "stamp_untimed"
+    one = bench(program, family)
     run(
         f"ip -6 addr add {one.local}/64 dev near nodad"
         if ":" in one.local
@@ -129,7 +135,7 @@ async def test_on_a_veth(wire, bench, family, offload):
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as heard:
         heard.bind(("far", 3))
         heard.settimeout(5)
-        async with await attach_tc_async(one.loaded.programs["stamp"], wire.near, "egress"):
+        async with await attach_tc_async(one.loaded.programs[program], wire.near, "egress"):
             target = Target(0, wire.near, ip_address(one.local), ip_address(one.peer))
             assert prober.send(prober.prepare([target], 3)) == 3
             got: list[Datagram] = []

@@ -382,3 +382,20 @@ def test_one_unanswered_inquiry_amid_others_is_not_enough(hidden_ms, dead):
     bench.run(0.6)
     assert bench.inquiries() > 2
     assert bool([one for one in bench.symptoms("path_dead") if one.entity.name == "b/l0"]) == dead
+
+
+def test_a_path_that_was_back_meanwhile_is_given_its_patience_anew():
+    """Two inquiries that found nobody, far apart, with a sign of life between them, are not one long silence."""
+    bench = Bench(2)
+    bench.run(5000)
+    bench.lose(l1=0.03)
+    bench.path("missing", "l1", onset_ns=bench.now_ns, seq=1, count=1)
+    bench.run(0.5)
+    bench.die("l0", alarm=False)
+    bench.run(3.0)  # within the patience: asked and not answered, and not dead yet
+    bench.path("back", "l0", sent_ns=bench.now_ns, seq=9)
+    bench.run(3.0)
+    dead = [one for one in bench.symptoms("path_dead") if one.entity.name == "b/l0"]
+    assert dead == []
+    bench.run(6.0)
+    assert [one for one in bench.symptoms("path_dead") if one.entity.name == "b/l0"]

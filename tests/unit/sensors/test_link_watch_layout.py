@@ -65,7 +65,8 @@ def test_constants():
     )  # fmt: skip
     flags = constants(r"PATH_(\w+) = (\d+),")
     assert flags == {
-        name: getattr(layout, name) for name in ("IN_USE", "WATCH", "GAPS", "ANSWERS", "ADMIN_DOWN")
+        name: getattr(layout, name)
+        for name in ("IN_USE", "WATCH", "GAPS", "ANSWERS", "ADMIN_DOWN", "PLAIN", "STATEFUL")
     }
     assert constants(r"MARK_(\w+) = (\d+)") == {"SILENT": layout.MARK_SILENT, "MISSING": layout.MARK_MISSING}
     kinds = [name.removeprefix("EVENT_") for name in members("enum", "event_kind")]
