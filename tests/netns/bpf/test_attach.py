@@ -35,6 +35,8 @@ from mapek.bpf.xdp_netlink import with_iproute
 from mapek.errors import AttachError
 from tests.netns.bpf.wires import Wire, counters, run, running, udp
 
+pytestmark = pytest.mark.kernel
+
 ROOT = Path(__file__).parents[3]
 BPFTOOL = shutil.which("bpftool", path=f"{os.environ.get('PATH', '')}:/usr/sbin") or "bpftool"
 UDP4 = 2  # (ipv4 * 4 + udp) * 2 + untagged

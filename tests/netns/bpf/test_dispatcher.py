@@ -31,6 +31,8 @@ from mapek.bpf.dispatcher import SLOTS
 from mapek.errors import AttachError, ObjectError
 from tests.netns.bpf.wires import Wire, counters, run, running, udp
 
+pytestmark = pytest.mark.kernel
+
 ROOT = Path(__file__).parents[3]
 COUNTER = ObjectSpec.read(object_path("xdp_counter"))
 UDP4 = 2

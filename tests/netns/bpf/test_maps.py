@@ -49,6 +49,7 @@ def per_cpu(first: int, width: int) -> bytes:
 @pytest.mark.parametrize("entries", [1, 3, 64, 5000])
 @pytest.mark.parametrize("width", [4, 8, 16, 20])
 @pytest.mark.parametrize("kind", ["array", "percpu_array", "hash", "percpu_hash", "lru_hash"])
+@pytest.mark.kernel
 def test_batch_reads_equal_lookups(kind: str, width: int, entries: int):
     draw = random.Random(7)
     with create_map(kind, 4, width, entries) as m:
@@ -73,6 +74,7 @@ def test_batch_reads_equal_lookups(kind: str, width: int, entries: int):
 
 @pytest.mark.needs("bpftool")
 @pytest.mark.parametrize("kind", ["array", "hash", "percpu_array", "percpu_hash"])
+@pytest.mark.kernel
 def test_bpftool_reads_the_same(kind: str):
     with create_map(kind, 4, 8, 40) as m:
         for i in range(30):
@@ -94,6 +96,7 @@ def test_bpftool_reads_the_same(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["percpu_array", "percpu_hash"])
+@pytest.mark.kernel
 def test_sums_over_cpus(kind: str):
     with create_map(kind, 4, 16, 4) as m:
         assert isinstance(m, PerCpuArrayMap | PerCpuHashMap)
@@ -105,6 +108,7 @@ def test_sums_over_cpus(kind: str):
         assert sums.dtype == np.uint64
 
 
+@pytest.mark.kernel
 def test_a_growing_hash_never_holds_the_reader():
     with create_map("hash", 4, 8, 10_000, flags=NO_PREALLOC) as m:
         assert m.items()[0].shape == (0, 4)
@@ -117,6 +121,7 @@ def test_a_growing_hash_never_holds_the_reader():
         assert sorted(m.items("u4")[0].tolist()) == list(range(1, 3000, 2))
 
 
+@pytest.mark.kernel
 def test_update_flags_and_full_maps():
     with create_map("hash", 4, 4, 2) as m:
         m.update(u32(1), u32(10), flags=1)
@@ -146,6 +151,7 @@ def test_sizes_are_checked_before_the_kernel_writes():
     m.close()
 
 
+@pytest.mark.kernel
 def test_mmapped_array_reads_and_writes_the_kernels_memory():
     with create_map("array", 4, 24, 5, flags=1 << 10) as m:
         assert isinstance(m, ArrayMap)
@@ -168,6 +174,7 @@ def test_mmapped_array_reads_and_writes_the_kernels_memory():
             plain.view()
 
 
+@pytest.mark.kernel
 def test_lpm_trie_finds_the_longest_prefix():
     with create_map("lpm_trie", 4 + 16, 4, 10, flags=NO_PREALLOC) as m:
         assert isinstance(m, LpmTrieMap)
@@ -181,6 +188,7 @@ def test_lpm_trie_finds_the_longest_prefix():
             m.prefix(bytes(17), 8)
 
 
+@pytest.mark.kernel
 def test_program_array(empty: LoadedObject, counter: LoadedObject):
     chain = counter.maps["chain"]
     assert isinstance(chain, ProgArrayMap)
@@ -192,6 +200,7 @@ def test_program_array(empty: LoadedObject, counter: LoadedObject):
 
 
 @pytest.mark.needs("bpffs")
+@pytest.mark.kernel
 def test_pinned_maps_are_found_again(tmp_path: Path):
     path = f"/sys/fs/bpf/mapek-test-{os.getpid()}"
     with create_map("hash", 4, 4, 8) as m:

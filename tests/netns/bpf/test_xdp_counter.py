@@ -115,6 +115,7 @@ def moved(loaded: LoadedObject, frame: bytes) -> dict[int, tuple[int, int]]:
 @pytest.mark.parametrize(
     ("frame", "family", "proto", "tagged"), [row[1:] for row in ROWS], ids=[r[0] for r in ROWS]
 )
+@pytest.mark.kernel
 def test_frames(counter: LoadedObject, frame: bytes, family: int, proto: int, tagged: int):
     assert moved(counter, frame) == {(family * 4 + proto) * 2 + tagged: (1, len(frame))}
 
@@ -134,6 +135,7 @@ def test_any_frame_counts_once_and_passes(counter: LoadedObject, kind: int, body
     assert list(moved(counter, frame).values()) == [(1, len(frame))]
 
 
+@pytest.mark.kernel
 def test_samples_are_one_in_n_and_carry_the_frame():
     got: list[bytes] = []
     spec = ObjectSpec.read(object_path("xdp_counter"))
@@ -153,6 +155,7 @@ def test_samples_are_one_in_n_and_carry_the_frame():
     assert {record[1:] for record in records} == {(1, len(frame), V6, UDP, 2, 0, 0)}
 
 
+@pytest.mark.kernel
 def test_a_test_run_may_name_the_interface(wire: Wire):
     got: list[bytes] = []
     frame = eth(0x0800, ipv4(6))
@@ -169,6 +172,7 @@ def test_a_test_run_may_name_the_interface(wire: Wire):
     assert [SAMPLE.unpack(record)[1] for record in got] == [wire.near]
 
 
+@pytest.mark.kernel
 def test_a_full_ring_loses_samples_and_counts_them():
     spec = ObjectSpec.read(object_path("xdp_counter"))
     with load(spec, rodata={"sample_every": 1}, max_entries={"samples": 4096}) as loaded:
