@@ -6,42 +6,17 @@ import asyncio
 import gc
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
-from mapek.clock import RealClock
-from mapek.contracts import Status, Surroundings, Touchpoint
+from mapek.contracts import Status, Touchpoint
 from mapek.errors import MapekError
-from mapek.knowledge import Knowledge, Topology, check_frame
+from mapek.knowledge import Topology, check_frame
 from mapek.model import Entity, Event, Inquiry, Step
+from mapek.testing.around import Around, one_line
 from mapek.testing.inputs import some_topology
 
 PATIENCE_S = 2.0
 """For what a cancelled thread still holds to be let go."""
-
-
-@dataclass(slots=True)
-class _Around:
-    """A loop's worth of surroundings."""
-
-    topology: Topology
-    events: list[Event] = field(default_factory=list)
-    tasks: set[asyncio.Future[None]] = field(default_factory=set)
-    clock: RealClock = field(default_factory=RealClock)
-
-    def surroundings(self) -> Surroundings:
-        return Surroundings(
-            self.events.append,
-            self.clock,
-            Knowledge(self.topology),
-            lambda work: self.tasks.add(asyncio.ensure_future(work)),
-        )
-
-    async def end(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        self.clock.close()
 
 
 async def check_touchpoint(
@@ -55,8 +30,9 @@ async def check_touchpoint(
 
     It says how it does at any time; opens, is used, closes, closes twice and opens again; survives a
     cancelled `open`, wherever that was cut; and leaves no descriptor, thread or task behind. Frames follow
-    its schema and later ones have later times. It takes no question that is not its own, refuses an unknown
-    action with a MapekError, and doing `step` twice changes nothing the second time.
+    its schema and later ones have later times. What its status counts is explained by its class.
+    It takes no question that is not its own, refuses an unknown action with a MapekError, and doing `step` twice
+    changes nothing the second time.
 
     Args:
         make: makes a new one.
@@ -69,10 +45,19 @@ async def check_touchpoint(
     before = _held()
     await _cycle(make(), topology, step, opens)
     await _same(before, "opened, used and closed")
-    for steps in range(200):
+    for steps in _cuts():
         if await _cut(make(), topology, steps):
             break
     await _same(before, "cancelled while it opened")
+
+
+def _cuts() -> Iterator[int]:
+    """Where to cut `open`: at each of the first steps, then at times that lie a tenth apart."""
+    yield from range(40)
+    at = 40.0
+    while at < 1000:
+        yield int(at)
+        at *= 1.1
 
 
 async def _cycle(touchpoint: Touchpoint, topology: Topology, step: Step | None, opens: bool) -> None:
@@ -81,7 +66,7 @@ async def _cycle(touchpoint: Touchpoint, topology: Topology, step: Step | None, 
     assert name, "a touchpoint has a name"
     assert isinstance(touchpoint.status(), Status), f"{name} says nothing of itself before it is open"
     await touchpoint.close()  # of what was never opened
-    around = _Around(topology)
+    around = Around(topology)
     try:
         for _ in range(2):
             if await _open(touchpoint, around, opens):
@@ -93,13 +78,13 @@ async def _cycle(touchpoint: Touchpoint, topology: Topology, step: Step | None, 
         await around.end()
 
 
-async def _open(touchpoint: Touchpoint, around: _Around, opens: bool) -> bool:
+async def _open(touchpoint: Touchpoint, around: Around, opens: bool) -> bool:
     try:
         await touchpoint.open(around.surroundings())
     except MapekError as error:
         if opens:
             raise AssertionError(f"{touchpoint.name} did not open: {error}") from error
-        _one_line(touchpoint, error)
+        one_line(touchpoint.name, error)
         return False
     assert opens, f"{touchpoint.name} opened where it should not"
     return True
@@ -117,6 +102,8 @@ async def _use(touchpoint: Touchpoint, topology: Topology, step: Step | None) ->
             check_frame(frame)
     if first is not None and second is not None:
         assert first.time_ns <= second.time_ns, f"{name} went back in time"
+    untold = set(touchpoint.status().counts) - set(touchpoint.counted)
+    assert not untold, f"{name} counts {', '.join(sorted(untold))}, which its `counted` does not explain"
     stranger = Inquiry("conformance:1", Entity("node", topology.node), "conformance_unheard_of", 1_000_000)
     assert touchpoint.ask(stranger) is False, f"{name} took a question that it does not know"
     touchpoint.on_event(Event(1, Entity("link", "nobody", 9), "conformance.unheard_of"))
@@ -134,14 +121,14 @@ async def _refuses(touchpoint: Touchpoint) -> None:
     except NotImplementedError:
         assert type(touchpoint).act is Touchpoint.act, f"{touchpoint.name} should refuse with a MapekError"
     except MapekError as error:
-        _one_line(touchpoint, error)
+        one_line(touchpoint.name, error)
     else:
         raise AssertionError(f"{touchpoint.name} did what nobody has heard of")
 
 
 async def _cut(touchpoint: Touchpoint, topology: Topology, steps: int) -> bool:
     """Cancel `open` after it was resumed `steps` times; True if it had come to its end by then."""
-    around = _Around(topology)
+    around = Around(topology)
     try:
         opening = asyncio.ensure_future(touchpoint.open(around.surroundings()))
         for _ in range(steps):
@@ -173,7 +160,3 @@ async def _same(before: tuple[int, int, int], when: str) -> None:
         gc.collect()  # a cancelled task and its exception hold each other, and what they had opened
         await asyncio.sleep(0.02)
     assert not left, f"left behind after it was {when}: {', '.join(left)}"
-
-
-def _one_line(touchpoint: Touchpoint, error: MapekError) -> None:
-    assert "\n" not in str(error), f"{touchpoint.name} complains over several lines: {error}"
