@@ -5,7 +5,7 @@ PY := .venv/bin/python
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bpf check-bpf check-wheel format clean distclean
+.PHONY: help demo test test-kernels bench bpf check-bpf check-wheel format clean distclean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -22,6 +22,9 @@ demo: .venv/.run-stamp ## heal real links (root), or replay a recording of it
 
 test: .venv/.dev-stamp ## lint, types, layers and every test that this machine can run
 	@tools/check.sh
+
+test-kernels: .venv/.dev-stamp ## the tests of the kernel side on Debian's kernels in QEMU (KERNELS="5.10 6.12": fewer)
+	@$(PY) -m tools.vm test $(KERNELS)
 
 bench: .venv/.dev-stamp ## the full measurements, up to 60 minutes, as root
 	@$(PY) -m mapek.simulations.bench

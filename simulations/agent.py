@@ -203,7 +203,7 @@ class AgentProcess:
 
 
 class Mapek:
-    """Our agents as a `Contender`, one on each node."""
+    """Our agents as a `Contender`, one on each node; `patience` stretches the waits for them to be ready."""
 
     def __init__(
         self,
@@ -212,8 +212,10 @@ class Mapek:
         extra: str = "",
         listen: str = "",
         listener: Callable[[AgentEvent], None] | None = None,
+        patience: float = 1.0,
     ) -> None:
         self.profile: Profile = profile
+        self._patience = patience
         self.agents: dict[str, AgentProcess] = {}
         self._extra, self._listen, self._listener = extra, listen, listener
 
@@ -240,12 +242,12 @@ class Mapek:
         for name, agent in self.agents.items():
             toml = configuration(lab, agent.node, self.profile, extra=self._extra, listen=self._listen)
             mine = {file: key for file, key in keys.items() if name in file.removesuffix(".key").split("-")}
-            starts.append(agent.open(toml, mine))
+            starts.append(agent.open(toml, mine, timeout=30.0 * self._patience))
         for outcome in await asyncio.gather(*starts, return_exceptions=True):
             if outcome is not None:
                 await self.close()
                 raise outcome
-        await self.at_rest(20)
+        await self.at_rest(20 * self._patience)
 
     async def close(self) -> None:
         """Stop every agent; what they said stays readable."""

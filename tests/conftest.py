@@ -13,13 +13,19 @@ import signal
 from collections.abc import Generator, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.support import leaks, machine
+from tests.support import leaks, machine, thin
 
 _before = pytest.StashKey[leaks.Snapshot]()
 _first_seen = pytest.StashKey[dict[tuple[str, str], str]]()
 _left = pytest.StashKey[list[str]]()
 _excused = pytest.StashKey[bool]()
+
+
+# How long a draw takes says something about the machine and nothing about the code.
+settings.register_profile("mapek", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mapek")
 
 
 def _needs(item: pytest.Item) -> tuple[str, ...]:
@@ -42,10 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_left] = []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Check every `needs` before the first test runs."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Check every `needs` before the first test runs; leave out rows of long tables where that was asked."""
     for item in items:
         _needs(item)
+    if keep := thin.rows():
+        items[:], left = thin.thinned(items, lambda item: item.nodeid.partition("[")[0], keep)
+        config.hook.pytest_deselected(items=left)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

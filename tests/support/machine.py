@@ -2,8 +2,9 @@
 
 A test names what it needs (`@pytest.mark.needs("tcx")`; the marker `netns` implies `NETNS`). Where it is
 missing the test skips and says so, but a kernel that is new enough to have it makes the skip a failure: a
-broken probe or a lost privilege must not turn the suite green. Asking the code under test would let its
-own bugs skip their tests, hence the few raw system calls here.
+broken probe or a lost privilege must not turn the suite green. Who knows the machine (tools/vm and Debian's
+kernels) names in MAPEK_PROMISED, with commas, what it surely has: a skip for that is a failure as well. Asking
+the code under test would let its own bugs skip their tests, hence the few raw system calls here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 NETNS = ("root", "bpf", "libbpf", "namespaces")
 
 _BPF_PROG_LOAD = 5
+_BPF_PROG_QUERY = 16
+_BPF_TCX_INGRESS = 46
 _BPF_PROG_TYPE_XDP = 6
 _SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
@@ -36,7 +39,8 @@ class Feature:
 
     Args:
         probe: answers whether it is here; may be slow, is asked once.
-        since: the first kernel that has it in every configuration, or None when no version promises it.
+        since: the first kernel that has it in every configuration, or None when no version promises it. An
+            older kernel excuses every skip.
         missing: what to print when it is not here.
         strict: whether MAPEK_REQUIRE_ALL makes its absence a failure.
     """
@@ -93,15 +97,30 @@ def _since(*version: int) -> Callable[[], bool]:
     return lambda: kernel() >= version
 
 
-def _config(option: str) -> Callable[[], bool]:
-    def probe() -> bool:
-        import gzip
+def _tcx() -> bool:
+    # A kernel that does not know the attach type refuses the question itself.
+    return bpf_call(_BPF_PROG_QUERY, _query(1, _BPF_TCX_INGRESS))[0] == 0
 
-        for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
-            if path.exists():
-                raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-                return any(f"CONFIG_{option}={value}\n".encode() in raw for value in "ym")
-        return False
+
+def _query(ifindex: int, attach_type: int) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(struct.pack("=II", ifindex, attach_type).ljust(64, b"\0"), 64)
+
+
+def _kprobes() -> bool:
+    return Path("/sys/bus/event_source/devices/kprobe/type").exists()
+
+
+def _module(name: str) -> Callable[[], bool]:
+    """Whether a module is loaded, built in, or there to be loaded."""
+
+    def probe() -> bool:
+        if Path("/sys/module", name).exists():
+            return True
+        modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        return (
+            modprobe is not None
+            and subprocess.run([modprobe, "-n", "-q", name], check=False, capture_output=True).returncode == 0
+        )
 
     return probe
 
@@ -119,8 +138,13 @@ FEATURES: dict[str, Feature] = {
     "bpffs": Feature(
         lambda: os.access("/sys/fs/bpf", os.W_OK | os.X_OK), "/sys/fs/bpf is not writable", (4, 4)
     ),
-    "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15"),
-    "tcx": Feature(_since(6, 6), "tcx needs Linux 6.6"),
+    "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15", (5, 15)),
+    "tcx": Feature(_tcx, "tcx needs Linux 6.6", (6, 6)),
+    "cc": Feature(
+        lambda: any(map(shutil.which, ("cc", "gcc", "clang"))),
+        "a C compiler is missing; apt-get install gcc",
+        strict=False,
+    ),
     "clang": Feature(lambda: shutil.which("clang") is not None, "clang is missing; apt-get install clang"),
     "bpftool": Feature(
         lambda: shutil.which("bpftool", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
@@ -130,9 +154,33 @@ FEATURES: dict[str, Feature] = {
         lambda: shutil.which("bird", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
         "bird is missing; apt-get install bird2",
     ),
-    "kprobes": Feature(_config("KPROBES"), "the kernel has no kprobes (CONFIG_KPROBES)", strict=False),
-    "batman_adv": Feature(_config("BATMAN_ADV"), "the kernel has no batman-adv", strict=False),
-    "netem": Feature(_config("NET_SCH_NETEM"), "the kernel has no netem", strict=False),
+    "tracefs": Feature(
+        lambda: any(
+            os.access(f"/sys/kernel/{place}/events", os.R_OK | os.X_OK)
+            for place in ("tracing", "debug/tracing")
+        ),
+        "tracefs is not mounted below /sys/kernel",
+        strict=False,
+    ),
+    "kprobes": Feature(_kprobes, "the kernel has no kprobes (CONFIG_KPROBES)", strict=False),
+    "batman_adv": Feature(_module("batman_adv"), "the kernel has no batman-adv", strict=False),
+    "batctl": Feature(
+        lambda: shutil.which("batctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
+        "batctl is missing; apt-get install batctl",
+    ),
+    "psi": Feature(
+        lambda: Path("/proc/pressure/cpu").exists(), "no /proc/pressure (CONFIG_PSI, psi=1)", strict=False
+    ),
+    "cgroup2": Feature(
+        lambda: " cgroup2 " in Path("/proc/mounts").read_text(), "cgroup v2 is not mounted", strict=False
+    ),
+    "memcg_v1": Feature(
+        lambda: Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists(),
+        "the memory cgroup v1 is not mounted",
+        strict=False,
+    ),
+    "tun": Feature(lambda: Path("/dev/net/tun").exists(), "there is no /dev/net/tun", strict=False),
+    "netem": Feature(_module("sch_netem"), "the kernel has no netem", strict=False),
 }
 
 
@@ -154,14 +202,28 @@ def require_all() -> bool:
     return os.environ.get("MAPEK_REQUIRE_ALL", "") not in ("", "0")
 
 
+def promised() -> frozenset[str]:
+    """Features that whoever started the run knows to be here."""
+    return frozenset(filter(None, os.environ.get("MAPEK_PROMISED", "").split(",")))
+
+
+def patience(seconds: float) -> float:
+    """A deadline as long as this machine needs: MAPEK_TIME_SCALE stretches it where the processor is emulated."""
+    return seconds * float(os.environ.get("MAPEK_TIME_SCALE") or 1)
+
+
 def verdict(names: tuple[str, ...]) -> tuple[str, bool] | None:
     """None when a test that needs `names` can run, else (why not, whether that is a failure)."""
     for name in names:
         feature = FEATURES[name]
         if has(name):
             continue
-        if feature.since and kernel() >= feature.since and capable():
+        if name in promised():
+            return f"{feature.missing}; yet this machine was said to have it (MAPEK_PROMISED)", True
+        if feature.since and capable():
             here, since = ".".join(map(str, kernel())), ".".join(map(str, feature.since))
+            if kernel() < feature.since:
+                return feature.missing, False
             return f"{feature.missing}; yet Linux {here} has it (since {since}) and this is root", True
         return feature.missing, require_all() and feature.strict
     return None

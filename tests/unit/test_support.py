@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import machine
+from tests.support import machine, thin
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,9 +27,10 @@ def test_needs():
 """
 NEEDS_CONFIGURED = """
 import pytest
-from tests.support import machine
+from tests.support import machine, thin
 machine.FEATURES["never"] = machine.Feature(lambda: False, "it never is", strict=False)
 machine.FEATURES["promised"] = machine.Feature(lambda: False, "it should be", since=(3, 0))
+machine.FEATURES["future"] = machine.Feature(lambda: False, "it comes with Linux 99", since=(99, 0))
 @pytest.mark.needs("{name}")
 def test_needs():
     pass
@@ -46,7 +47,7 @@ def test_leaves_a_process():
 
 def _pytest(folder: Path, source: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_inner.py").write_text(source)
-    unset = ("MAPEK_REQUIRE_ALL", "MAPEK_LEAKS")
+    unset = ("MAPEK_REQUIRE_ALL", "MAPEK_LEAKS", "MAPEK_PROMISED", "MAPEK_ROWS")
     inherited = {key: value for key, value in os.environ.items() if key not in unset}
     options = ["-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider", "-rs"]
     return subprocess.run(
@@ -64,14 +65,64 @@ def _pytest(folder: Path, source: str, **environment: str) -> subprocess.Complet
         (NEEDS_CONFIGURED.replace("{name}", "never"), {}, 0, "it never is"),
         (NEEDS_CONFIGURED.replace("{name}", "never"), {"MAPEK_REQUIRE_ALL": "1"}, 0, "it never is"),
         (NEEDS_CONFIGURED.replace("{name}", "promised"), {"MAPEK_REQUIRE_ALL": "1"}, 1, "it should be"),
+        (
+            NEEDS_CONFIGURED.replace("{name}", "never"),
+            {"MAPEK_PROMISED": "btf,never"},
+            1,
+            "was said to have it",
+        ),
+        (NEEDS_CONFIGURED.replace("{name}", "future"), {}, 0, "it comes with Linux 99"),
     ],
-    ids=["plain", "plain-ci", "unknown", "configured", "configured-ci", "promised-ci"],
+    ids=["plain", "plain-ci", "unknown", "configured", "configured-ci", "promised-ci", "said", "future"],
 )
 def test_a_skip_must_be_excused(
     tmp_path: Path, source: str, environment: dict[str, str], code: int, said: str
 ) -> None:
     done = _pytest(tmp_path, source, **environment)
     assert (done.returncode, said in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+
+
+def test_an_older_kernel_excuses_a_skip_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAPEK_REQUIRE_ALL", "1")
+    monkeypatch.setattr(machine, "capable", lambda: True)
+    future = machine.Feature(lambda: False, "it comes with Linux 99", since=(99, 0))
+    monkeypatch.setitem(machine.FEATURES, "future", future)
+    assert machine.verdict(("future",)) == ("it comes with Linux 99", False)
+    monkeypatch.setenv("MAPEK_PROMISED", "future")
+    answer = machine.verdict(("future",))
+    assert answer is not None
+    assert answer[1]
+
+
+def test_a_deadline_is_stretched_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAPEK_TIME_SCALE", raising=False)
+    assert machine.patience(2.0) == 2.0
+    monkeypatch.setenv("MAPEK_TIME_SCALE", "20")
+    assert machine.patience(2.0) == 40.0
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [(0, "a0 a1 a2 a3 a4 b0"), (1, "a0 b0"), (2, "a0 a4 b0"), (3, "a0 a2 a4 b0"), (9, "a0 a1 a2 a3 a4 b0")],
+)
+def test_long_tables_are_thinned_evenly(keep: int, kept: str) -> None:
+    found = "a0 a1 a2 a3 a4 b0".split()
+    chosen, left = thin.thinned(found, lambda row: row[0], keep)
+    assert chosen == kept.split()
+    assert sorted(chosen + left) == found
+
+
+TABLE = """
+import pytest
+@pytest.mark.parametrize("row", range(9))
+def test_row(row):
+    print("row", row)
+"""
+
+
+def test_a_run_may_be_thinned(tmp_path: Path) -> None:
+    assert "9 passed" in _pytest(tmp_path, TABLE).stdout
+    assert "2 passed, 7 deselected" in _pytest(tmp_path, TABLE, MAPEK_ROWS="2").stdout
 
 
 def _leave(tmp_path: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from mapek.simulations.agent import AgentEvent, AgentProcess, Mapek, Profile, configuration, key_name
 from mapek.simulations.lab import Lab
 from mapek.simulations.topology import pair
+from tests.support.machine import patience
 
 
 class Agents:
@@ -34,7 +35,7 @@ class Agents:
 
     async def until(self, true: Callable[[], object], seconds: float = 8.0) -> None:
         """Wait until something holds; fails with all that the agents said otherwise."""
-        deadline = asyncio.get_running_loop().time() + seconds
+        deadline = asyncio.get_running_loop().time() + patience(seconds)
         while not true():
             if asyncio.get_running_loop().time() > deadline:
                 said = [
@@ -51,15 +52,17 @@ class Agents:
 async def agents(profile: Profile = "fast", extra: str = "") -> AsyncIterator[Agents]:
     """Both agents ready and at rest."""
     async with Lab(pair(2)) as lab:
-        mapek = Mapek(profile, extra=f"[policies.link_failover]\nhold_down_s = 0.3\n{extra}")
+        mapek = Mapek(
+            profile, extra=f"[policies.link_failover]\nhold_down_s = 0.3\n{extra}", patience=patience(1.0)
+        )
         await mapek.open(lab)
         try:
             both = Agents(lab, mapek)
             # whose answers came first decides where they begin; both return to the preferred link
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience(10)):
                 while {await both.way("a"), await both.way("b")} != {"l0"}:  # noqa: ASYNC110 - no event tells of it
                     await asyncio.sleep(0.02)
-            await mapek.at_rest(10)
+            await mapek.at_rest(patience(10))
             yield both
         finally:
             await mapek.close()

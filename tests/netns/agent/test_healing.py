@@ -42,6 +42,19 @@ async def test_silence(direction):
             assert event.fields["detected_ns"] > start
 
 
+@pytest.mark.kernel
+async def test_silence_at_a_slow_pace():
+    """Slow enough for an emulated processor: what is asked there is that it heals, not how fast."""
+    async with agents("default", "[sensors.link_watch]\ninterval_ms = 100\n") as both:
+        start = both.lab.wires["l0"].fault()
+        await moved(both, "l1", "a", "b")
+        for node in ("a", "b"):
+            (event,) = recovered(both, node)[:1]
+            assert event.fields["kind"] == "path_dead"
+            assert start < event.fields["detected_ns"] <= event.fields["acted_ns"]
+            assert event.fields["acted_ns"] <= event.fields["recovered_ns"]
+
+
 async def test_silence_seen_on_tc():
     # generic mode is proved on a bare veth (sensors/test_interfaces.py): the wires of the lab redirect by tc, and
     # what was redirected the kernel keeps away from generic XDP

@@ -25,6 +25,7 @@ from mapek.model import Event
 from mapek.sensors.link_watch_layout import CONFIG, IN_USE, STATE, Alarm, alarm, packed, peer_key
 from mapek.sensors.stamp import session_key
 from tests.netns.sensors.wires import STXCSUM, Space, ethtool, run
+from tests.support.machine import patience
 from tests.support.stamp import frame, payload
 
 SECRET = bytes(range(32))
@@ -172,7 +173,7 @@ class Node:
 
     async def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
         """Let the loop run until something holds; TimeoutError otherwise."""
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patience(seconds)):
             while not true():  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.0005)
 

@@ -14,6 +14,7 @@ from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.xdp_counter import XdpCounter
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import on_tc, run
+from tests.support.machine import has
 from tests.support.stamp import parse
 
 
@@ -54,6 +55,13 @@ def reply(heard):
     return raw[12:14] == b"\x08\x00" and parse(raw).ports == (862, 45000)
 
 
+def troubles(watch):
+    """What it says is missing, but for the timer that a kernel before 5.15 does not have."""
+    lasting = () if has("bpf_timer") else ("bpf_timer",)
+    return [word for word in watch.status().degraded if not any(name in word for name in lasting)]
+
+
+@pytest.mark.kernel
 async def test_deleted_and_made_again(other):
     node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
     try:
@@ -73,7 +81,7 @@ async def test_deleted_and_made_again(other):
         back = await node.heard("path.back")
         assert back.entity.name == "b/l0"
         assert on_tc("l0") == on_tc("l1") == (0, 1)
-        assert watch.status().degraded == ()
+        assert troubles(watch) == []
         # stamped once: the numbers that the neighbour saw go up by one with each probe that it answered
         row = other.states[0]
         first, seen = int(row["peer_newest"]), int(row["reflected"])
@@ -84,6 +92,7 @@ async def test_deleted_and_made_again(other):
         await node.close(watch)
 
 
+@pytest.mark.kernel
 async def test_down_and_up(other):
     node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
     try:
@@ -96,7 +105,7 @@ async def test_down_and_up(other):
         seen = int(other.states[0]["reflected"])
         await node.until(lambda: other.states[0]["reflected"] > seen + 20)
         watch.read()
-        await node.until(lambda: watch.status().degraded == ())
+        await node.until(lambda: troubles(watch) == [])
         assert node.kinds("b/l1") == []
     finally:
         await node.close(watch)
@@ -132,6 +141,7 @@ async def test_waits_for_an_interface_and_for_an_address(other):
     ],
     indirect=["other"],
 )
+@pytest.mark.kernel
 async def test_modes(other, mode, told):
     node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no", "mode": mode})
     try:
@@ -153,6 +163,7 @@ async def test_modes(other, mode, told):
 
 
 @pytest.mark.parametrize("make", [LinkWatch, XdpCounter])
+@pytest.mark.kernel
 async def test_a_foreign_program_stays(other, make):
     node = Node(topology())
     index = socket.if_nametoindex("l0")
@@ -188,6 +199,7 @@ async def test_a_pin_without_a_bpffs(other, monkeypatch, tmp_path):
         await node.close(watch)
 
 
+@pytest.mark.kernel
 async def test_the_counter_counts_what_arrives(other):
     node, counter = Node(topology()), XdpCounter({"interfaces": ["l0", "l1"], "sample_every": 1})
     try:
@@ -222,6 +234,7 @@ async def test_the_counter_counts_what_arrives(other):
         await node.close(counter)
 
 
+@pytest.mark.kernel
 async def test_the_counter_follows_its_interface(other):
     """It hears of its interfaces by itself, and goes on counting where it was."""
     node, counter = Node(topology()), XdpCounter({})
@@ -272,6 +285,7 @@ async def test_another_interface_takes_the_name(other):
         await node.close(counter)
 
 
+@pytest.mark.kernel
 async def test_both_share_an_interface(other):
     """The counter comes before the reflector in the chain; taking one off leaves the other."""
     node = Node(topology())

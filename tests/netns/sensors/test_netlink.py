@@ -80,6 +80,7 @@ def use(link, action="use_path"):
 
 
 @pytest.mark.parametrize("way", ["auto", "no"])
+@pytest.mark.kernel
 async def test_moves(links, way):
     async with routes(nexthops=way) as (netlink, node):
         assert table() == rows(10_000, 0) | rows(10_001, 1)
@@ -148,6 +149,7 @@ async def test_what_goes_down_with_a_link_is_laid_again(links):
         await node.until(lambda: table() == rows(10_000, 0) | rows(10_001, 1) | rows(100, 1))
 
 
+@pytest.mark.kernel
 async def test_a_route_in_use_comes_back_with_its_link(links):
     """The kernel flushes a nexthop object with its link and tells nobody; with no other path nobody moves."""
     async with routes() as (netlink, node):
@@ -162,6 +164,7 @@ async def test_a_route_in_use_comes_back_with_its_link(links):
         assert netlink.status().counts["repairs"] >= 1
 
 
+@pytest.mark.kernel
 async def test_carrier_loss_is_heard_and_survived(links):
     async with routes() as (netlink, node):
         await netlink.act(use(0))

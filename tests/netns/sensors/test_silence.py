@@ -47,6 +47,7 @@ TIMERS = pytest.mark.parametrize(
 
 @TIMERS
 @pytest.mark.parametrize("other", ["IPv4", "link-local"], indirect=True)
+@pytest.mark.kernel
 async def test_silence_is_told_once_and_so_is_its_end(other, timer):
     async with watching(other, timer=timer) as (watch, node):
         assert ("from user space" in " ".join(watch.status().degraded)) == (timer == "user")
@@ -153,6 +154,7 @@ async def test_what_the_neighbour_says(other):
         assert watch.status().counts["reflected"] == 5
 
 
+@pytest.mark.kernel
 async def test_a_stop_is_announced_and_a_restart_known(other):
     async with watching(other):
         other.alarms()
@@ -165,6 +167,7 @@ async def test_a_stop_is_announced_and_a_restart_known(other):
         assert {(alarm.kind, alarm.path) for alarm in other.alarms()} == {(5, 0), (5, 1), (6, 0), (6, 1)}
 
 
+@pytest.mark.kernel
 async def test_an_inquiry_on_all_paths(other):
     async with watching(other) as (watch, node):
         other.hush(1)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-from tests.support.machine import bpf_call
+from tests.support.machine import bpf_call, has
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
@@ -38,7 +38,10 @@ def ethtool(interface: str, command: int, on: bool) -> None:
 
 
 def on_tc(interface: str) -> tuple[int, int]:
-    """How many programs tcx runs on an interface, coming in and going out (BPF_PROG_QUERY)."""
+    """How many programs tc runs on an interface, coming in and going out; without tcx, those of clsact."""
+    if not has("tcx"):
+        shown = [run(f"tc filter show dev {interface} {way}") for way in ("ingress", "egress")]
+        return shown[0].count(" handle 0x"), shown[1].count(" handle 0x")
     found = []
     for attach_type in (46, 47):
         query = struct.pack("=II", socket.if_nametoindex(interface), attach_type)

@@ -1,0 +1,163 @@
+"""The tests marked `kernel`, on every kernel of the catalogue, and a table of how they ended.
+
+All tests of a kernel run in one pytest process, because starting one costs a guest ten seconds. One guest at
+a time has both CPUs of a small machine, which is kinder to tests that wait for the kernel than two with one each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tools.vm import boot, store
+from tools.vm.catalogue import Entry
+from tools.vm.problem import Problem
+from tools.vm.results import Result, of_junit, table, write_summary
+
+# The command or file by which each Debian package is known to be here.
+PACKAGES = {
+    "qemu-system-x86": boot.QEMU,
+    "busybox-static": "/usr/share/doc/busybox-static",
+    "kmod": "depmod",
+    "iproute2": "ip",
+    "bpftool": "bpftool",
+    "batctl": "batctl",
+    "debian-archive-keyring": "/usr/share/keyrings/debian-archive-keyring.gpg",
+}
+PATHS = ("tests/netns",)
+SLOWNESS = 20  # of a guest under emulation; deadlines of tests are stretched by it
+ROWS = 3  # kept of each table of tests: see tests/support/thin.py
+_TEST_TIMEOUT_S = 240
+_SELECT = ["-m", "kernel", "--import-mode=importlib", "-p", "no:cacheprovider"]
+_SHARE = re.compile(rb"\[ *(\d+)%\]\n")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run where: `jobs` guests at once, each with `cpus` and `memory_mib`, for at most `timeout_s`."""
+
+    entries: tuple[Entry, ...]
+    reports: Path
+    jobs: int
+    cpus: int
+    memory_mib: int
+    timeout_s: float
+    keyword: str = ""
+
+
+def test(plan: Plan) -> int:
+    """Run the plan; 0 when every test on every kernel passed or was excused. Raises Problem."""
+    plan.reports.mkdir(parents=True, exist_ok=True)
+    with open(plan.reports / ".lock", "w", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Problem(
+                f"writing to {plan.reports}: another run does; wait for it, or set --reports"
+            ) from error
+        return _test(plan)
+
+
+def _test(plan: Plan) -> int:
+    began = time.monotonic()
+    files = _collect(plan)
+    count = sum(files.values())
+    kernels = [store.kernel(entry) for entry in plan.entries]
+    print(
+        f"{count} tests on {len(kernels)} kernels, {plan.jobs} at once with {plan.cpus} CPU each", flush=True
+    )
+    pool = ThreadPoolExecutor(plan.jobs)
+    try:
+        results = list(
+            pool.map(lambda pair: _one(plan, list(files), *pair), zip(plan.entries, kernels, strict=True))
+        )
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        boot.end_all()
+        raise
+    finally:
+        pool.shutdown()
+    for result in results:
+        for name, text in result.failed.items():
+            print(f"\n{result.entry}: {name}\n{text}")
+    print(f"\n{table(results)}\n{time.monotonic() - began:.0f} s in all; reports in {plan.reports}")
+    write_summary(results, plan.reports / "summary.json")
+    return 0 if all(result.good for result in results) else 1
+
+
+def _pytest(plan: Plan, paths: Iterable[str] = PATHS) -> list[str]:
+    chosen = ["-k", plan.keyword] if plan.keyword else []
+    return [sys.executable, "-m", "pytest", *_SELECT, *chosen, *paths]
+
+
+def _collect(plan: Plan) -> dict[str, int]:
+    """How many tests each file has; the guests import only these, from the byte code that this leaves behind."""
+    done = subprocess.run(
+        [*_pytest(plan), "--collect-only", "-qq"], check=False, capture_output=True, text=True, cwd=_ROOT,
+        env=os.environ | {"MAPEK_ROWS": str(ROWS)},
+    )  # fmt: skip
+    if done.returncode:
+        raise Problem(f"collecting the tests marked `kernel`: {done.stdout.strip()[-2000:]}")
+    # "PATH: COUNT" for each file
+    counted = (line.rsplit(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    return {path: int(count) for path, count in counted}
+
+
+def _one(plan: Plan, files: list[str], entry: Entry, kernel: store.Kernel) -> Result:
+    began = time.monotonic()
+    folder = plan.reports / entry.name
+    guest = boot.Guest(
+        kernel, entry.hides_btf, plan.cpus, plan.memory_mib, plan.timeout_s,
+        {
+            "MAPEK_REQUIRE_ALL": "1",
+            "MAPEK_PROMISED": ",".join(entry.promises),
+            "MAPEK_TIME_SCALE": str(SLOWNESS),
+            "MAPEK_ROWS": str(ROWS),
+        },
+    )  # fmt: skip
+    results = "/run/vm/results"
+    # Interrupted in time, pytest still says what failed until then.
+    bound = ["timeout", "--signal=INT", f"{plan.timeout_s * 0.9:.0f}"]
+    tests = [*bound, *_pytest(plan, files), "-v", "-rs", "--durations=15", "-o", f"timeout={_TEST_TIMEOUT_S}"]
+    line = " ".join(
+        [
+            *(f"'{word}'" for word in [*tests, f"--junit-xml={results}/junit.xml"]),
+            f"; status=$?; '{sys.executable}' -m mapek doctor --json >{results}/doctor.json; exit $status",
+        ]
+    )
+    log, lock, told = bytearray(), threading.Lock(), 0
+
+    def say(data: bytes) -> None:
+        nonlocal told
+        with lock:
+            seen = log.rfind(b"\n") + 1
+            log.extend(data)
+            for share in _SHARE.findall(log, seen):
+                if int(share) >= told + 10:
+                    told = int(share) // 10 * 10
+                    print(f"{entry.name}: {told} % after {time.monotonic() - began:.0f} s", flush=True)
+
+    outcome = boot.run(guest, [line], out=say, err=say, results=folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "log").write_bytes(log)
+    found = of_junit(folder / "junit.xml", entry.name, kernel.release)
+    seconds = time.monotonic() - began
+    print(
+        f"{entry.name}: {'done' if outcome.status is not None else outcome.why} after {seconds:.0f} s",
+        flush=True,
+    )
+    if outcome.status not in (0, 1) or (outcome.status == 1 and not found.failed):
+        late = f"it was interrupted after {plan.timeout_s * 0.9:.0f} s" if outcome.status == 124 else ""
+        why = outcome.why or late or f"pytest exited with {outcome.status}"
+        found.failed["the run itself"] = f"{why}\n{log.decode('utf-8', 'replace')[-3000:]}"
+    return replace(found, seconds=seconds, booted_s=outcome.booted_s, cpu_s=outcome.cpu_s)
