@@ -7,18 +7,16 @@ agent; pages that the two agents of the lab share count half for each in the PSS
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 import time
 from typing import Final
 
 from mapek.errors import PermanentError
 from mapek.simulations.agent import Mapek, Profile
+from mapek.simulations.bench.child import Record, measured, number
 from mapek.simulations.bench.judge import PSS_MB, TARGETS
 from mapek.simulations.bench.plan import PROFILES, Budget
 from mapek.simulations.bench.targets import Row
 from mapek.simulations.lab import Lab, Node
-from mapek.simulations.process import end
 from mapek.simulations.topology import pair
 
 PORT: Final = 9464
@@ -28,7 +26,7 @@ async def measure(budget: Budget) -> list[Row]:
     """PSS, RSS and CPU of the costlier node, by profile."""
     rows: list[Row] = []
     for profile in PROFILES:
-        rows += await _idle(profile, budget.seconds / 2)
+        rows += await _idle(profile, budget.seconds / 3)
     return rows
 
 
@@ -54,7 +52,7 @@ async def _idle(profile: Profile, seconds: float) -> list[Row]:
     )
     pss, rss = (max(getattr(one, name) for one in after.values()) for name in ("pss_mb", "rss_mb"))
     first = scraped[0]
-    note = f"{first['scrapes']} scrapes of {first['bytes']} bytes, {first['took_ms']:.1f} ms each"
+    note = f"{first['scrapes']} scrapes of {first['bytes']} bytes, {number(first, 'took_ms'):.1f} ms each"
     return [
         Row(f"{profile}, served and scraped: PSS", round(pss, 1), "MB", PSS_MB, note),
         Row(f"{profile}, served and scraped: RSS", round(rss, 1), "MB"),
@@ -63,15 +61,8 @@ async def _idle(profile: Profile, seconds: float) -> list[Row]:
     ]
 
 
-async def _scraped(node: Node, seconds: float) -> dict[str, float]:
-    command = [sys.executable, "-m", "mapek.simulations.bench.scrape", str(PORT), str(seconds)]
-    process = await node.namespace.start(command)
-    try:
-        output, said = await process.communicate()
-    finally:
-        await end(process)
-    if process.returncode or not output:
-        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
-        raise PermanentError("scrape", f"agent on {node.name}", last[0], "run mapek by hand")
-    found: dict[str, float] = json.loads(output)
+async def _scraped(node: Node, seconds: float) -> Record:
+    (found,) = await measured(
+        "scrape", PORT, seconds, what=f"/metrics of the agent on {node.name}", inside=node.namespace
+    )
     return found

@@ -76,10 +76,15 @@ class Section:
 # Imported when they run: a campaign needs no compiler, and a map no lab.
 MEASURES: Final[dict[str, tuple[str, float]]] = {
     "latencies": ("latencies", 1.0),
-    "maps": ("maps", 10.0),
+    "maps": ("maps", 25.0),
     "packets": ("packets", 10.0),
-    "load": ("startup", 15.0),
-    "agent": ("cost", 135.0),
+    "ring": ("ring", 25.0),
+    "flow": ("flow", 25.0),
+    "syscalls": ("syscalls", 20.0),
+    "load": ("startup", 45.0),
+    "beside": ("beside", 30.0),
+    "agent": ("cost", 95.0),
+    "all-sensors": ("together", 90.0),
     "virtual-hour": ("virtual_hour", 90.0),
 }
 

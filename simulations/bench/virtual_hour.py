@@ -11,21 +11,19 @@ import json
 import os
 import sys
 import time
-from asyncio.subprocess import PIPE
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from mapek.errors import PermanentError, TemporaryError
+from mapek.errors import PermanentError
+from mapek.simulations.bench.child import Record, measured, number
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.targets import Row
-from mapek.simulations.process import child_environment, end
 
 PERCENTS: Final = (0.1, 1.0, 2.0)
 WARM_UP_S: Final = 10.0
 """Until the paths are known and the first route lies; not counted."""
 
 WALL_S: Final = 180.0
-GIVE_UP_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +105,20 @@ def _rows(percent: float, found: Quiet) -> list[Row]:
 
 
 async def _in_child(percent: float, seconds: float, seed: int) -> Quiet:
-    process = await asyncio.create_subprocess_exec(
-        *(
-            sys.executable,
-            "-m",
-            "mapek.simulations.bench.virtual_hour",
-            str(percent),
-            str(seconds),
-            str(seed),
-        ),
-        stdout=PIPE,
-        stderr=PIPE,
-        env=child_environment(),
+    what = f"virtual time at {percent:g} %"
+    (found,) = await measured("virtual_hour", percent, seconds, seed, what=what)
+    return quiet(found)
+
+
+def quiet(record: Record) -> Quiet:
+    """What the child said."""
+    said = record["verdicts"]
+    verdicts = tuple(map(str, said)) if isinstance(said, list) else ()
+    switches, inquiries, suspicions, cleared = (
+        int(number(record, name)) for name in ("switches", "inquiries", "suspicions", "cleared")
     )
-    try:
-        async with asyncio.timeout(GIVE_UP_S):
-            output, said = await process.communicate()
-    except TimeoutError as error:
-        why = f"not done after {GIVE_UP_S:g} s"
-        raise TemporaryError("run", f"virtual time at {percent:g} %", why, "leave it the cores") from error
-    finally:
-        await end(process)
-    if process.returncode:
-        last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it ended without a word"]
-        raise PermanentError("run", f"virtual time at {percent:g} %", last[0], "run it by hand")
-    found = json.loads(output)
-    return Quiet(**{**found, "verdicts": tuple(found["verdicts"])})
+    seconds, wall = number(record, "seconds"), number(record, "wall_s")
+    return Quiet(seconds, switches, inquiries, suspicions, cleared, wall, verdicts)
 
 
 if __name__ == "__main__":

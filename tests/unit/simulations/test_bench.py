@@ -11,7 +11,7 @@ from mapek.simulations.bench import plan
 from mapek.simulations.bench.files import measured_file, summary
 from mapek.simulations.bench.judge import campaign_rows
 from mapek.simulations.bench.latencies import measure as measure_latencies
-from mapek.simulations.bench.map_rivals import compile_c
+from mapek.simulations.bench.native import Native, compile_c
 from mapek.simulations.bench.packets import frame
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.run import Done, run_bench
@@ -126,7 +126,86 @@ async def test_a_compiler_that_is_missing_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FeatureError, match="there is no C compiler; apt-get install gcc libbpf-dev"):
-        await compile_c(tmp_path)
+        await compile_c("map_reads", tmp_path, "libbpf")
+
+
+@pytest.mark.needs("cc")
+async def test_a_program_is_compiled_asked_and_its_last_words_told(tmp_path):
+    from mapek.errors import PermanentError
+
+    program = await compile_c("syscall_loop", tmp_path)
+    async with Native(program) as loop:
+        for which in (0, 1):
+            took = await loop.ask(which, 3, 1000)
+            assert len(took) == 3
+            assert min(took) > 1000  # picoseconds: no system call takes less than a nanosecond
+        with pytest.raises(PermanentError, match="it ended"):
+            await loop.ask("nonsense")
+
+
+async def test_a_part_of_the_bench_that_fails_is_told_with_its_last_words():
+    from mapek.errors import PermanentError
+    from mapek.simulations.bench.child import measured
+
+    with pytest.raises(PermanentError, match=r"measure the hour: .*not enough values to unpack"):
+        await measured("virtual_hour", what="the hour")
+
+
+def test_numbers_of_a_part_are_numbers():
+    from mapek.errors import PermanentError
+    from mapek.simulations.bench.child import number as number_of
+
+    assert number_of({"took": 3}, "took") == 3.0
+    for record in ({}, {"took": True}, {"took": "3"}):
+        with pytest.raises(PermanentError, match="read took of a bench part"):
+            number_of(record, "took")
+
+
+async def test_a_blocked_loop_is_felt_by_the_ticker_even_when_no_callback_is_long():
+    import asyncio
+    import time
+
+    from mapek.simulations.bench.startup_child import Ticker
+
+    ticker = Ticker()
+    await asyncio.sleep(0.01)
+    ticker.reset()
+    time.sleep(0.03)
+    await asyncio.sleep(0.01)
+    assert ticker.longest_ns() >= 30e6
+    ticker.close()
+
+
+def test_the_interval_of_a_median_holds_it_and_narrows_with_more_turns():
+    import random
+
+    import numpy as np
+
+    from mapek.simulations.bench.flow import interval
+
+    values = np.random.default_rng(1).normal(5.0, 1.0, 400)
+    low, high = interval(values, random.Random(1))
+    assert low < np.median(values) < high
+    few = interval(values[:25], random.Random(1))
+    assert high - low < few[1] - few[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [(b"\n", {}), (b"[1]", {}), (b"{", {}), (b'{"type": "map"}', {"type": "map"}), (b"\xff", {})],
+)
+def test_what_bpftrace_writes_between_its_records_is_passed_over(line, found):
+    from mapek.simulations.bench.bpftrace import record
+
+    assert record(line) == found
+
+
+def test_a_histogram_of_bpftrace_is_the_sum_of_its_buckets():
+    from mapek.simulations.bench.bpftrace import summed
+
+    assert summed([{"max": 1, "count": 3}, {"min": 2, "max": 3, "count": 4}]) == 7
+    assert summed({"2": 5, "6": 1}) == 6
+    assert summed(9) == 9
 
 
 @pytest.mark.parametrize(("version", "length"), [(4, 14 + 20 + 8 + 5), (6, 14 + 40 + 8 + 5)])
