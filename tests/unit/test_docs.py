@@ -32,7 +32,14 @@ ENTRIES = {
     for name, target in entries.items()
 }
 REQUIRED = {"sensor": "link_watch", "metric": "silent", "above": 1.0}
-WORDS = {str: "string", int: "integer", float: "number", bool: "boolean", list: "list of strings"}
+WORDS = {
+    str: "string",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    list: "list of strings",
+    dict: "table",
+}
 BY_HAND = {
     ("[node]", "name"): "the host's name",
     ("[[peer]]", "prefixes"): "the addresses",
@@ -240,27 +247,36 @@ def test_the_loops_metrics_are_documented() -> None:
 
 
 def test_the_sensors_own_counters_are_documented() -> None:
-    from mapek.sensors.link_watch_layout import COUNTERS
-    from mapek.sensors.netlink import Netlink
-
-    counts = {
-        "link_watch": dict.fromkeys(COUNTERS, 1),
-        "netlink": dict(Netlink(Table({})).status().counts),
-    }
-    view = View(
-        {name: Sensor(Status(True, {"l0": "xdp native"}, (), one), None) for name, one in counts.items()},
-        Tally(),
-    )
-    loops = families(View({}, Tally()))
-    states = families(View({"one": Sensor(Status(True, {"l0": "xdp native"}), None)}, Tally()))
+    counted: dict[str, list[str]] = {}
+    for place, target in ENTRIES.items():
+        module, _, name = target.partition(":")
+        if place.startswith("[sensors."):
+            for one in getattr(importlib.import_module(module), name).counted:
+                counted.setdefault(f"`mapek_sensor_{one}_total`", []).append(place[9:-1])
+    view = View({"one": Sensor(Status(True, {"l0": "xdp native"}, (), {"sent": 1}), None)}, Tally())
     found = families(view)
+    loops = families(View({}, Tally()))
     assert documented("Every sensor") == {
-        name: states[name] for name in states if name not in loops or "sensor" in name
+        name: told
+        for name, told in found.items()
+        if (name not in loops or "sensor" in name) and name != "`mapek_sensor_sent_total`"
     }
+    assert found["`mapek_sensor_sent_total`"] == ["counter", "`sensor`"]
     table = {
-        cells[0] for place, cells in tables("METRICS.md") if place == "Counters of a sensor about itself"
+        cells[0]: cells[1].split(", ")
+        for place, cells in tables("METRICS.md")
+        if place == "Counters of a sensor about itself"
     }
-    assert table == {name for name in found if name not in states}
+    assert table == counted
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_a_sensor_has_its_page(name: str) -> None:
+    text = (DOCS / "sensors" / f"{name}.md").read_text("utf-8")
+    heads = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    wanted = ["What it shows", "What it costs", "Where it cannot be trusted", "Options", "Kernels"]
+    assert [head for head in heads if head in wanted] == wanted
+    assert f"[{name}](sensors/{name}.md)" in (DOCS / "SENSORS.md").read_text("utf-8")
 
 
 def test_the_metric_pages_topology_is_not_needed() -> None:
