@@ -88,6 +88,7 @@ class NetEvents(Touchpoint):
 
     name: ClassVar[str] = "net_events"
     counted: ClassVar[Mapping[str, str]] = {
+        "ring_drops": "Samples lost because the ring buffer was full.",
         "unsampled": "Events that were counted and not told one by one.",
         "map_full": "Packets of interfaces that found no room in the map.",
         "unattributed": "Drops whose network namespace could not be told.",

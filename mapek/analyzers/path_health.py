@@ -126,7 +126,7 @@ class PathHealth(Analyzer):
 
     def _silent(self, peer: PeerState, path: PathState, time_ns: int, onset_ns: int) -> Iterator[Finding]:
         path.silent, path.onset_ns = True, onset_ns
-        if path.state in ("unknown", "dead"):
+        if path.state == "dead" or (path.state == "unknown" and not path.ever):
             return
         if not path.suspected:
             path.suspected = True
@@ -194,7 +194,8 @@ class PathHealth(Analyzer):
             if path in alive:
                 path.unanswered_ns = 0
                 yield from self._lives(path, event, answer.missing(name), answer.round_trip_ns[name])
-            elif path.state in ("well", "gray"):
+            elif path.state in ("well", "gray") or (path.state == "unknown" and path.ever and path.silent):
+                # A path that answered and fell silent before it was found well is dead too: traffic may be on it.
                 path.unanswered_ns = path.unanswered_ns or answer.asked_ns
                 patience = BUSY_PATIENCE_NS if busy or not path.silent else 0
                 if event.time_ns - path.unanswered_ns >= patience:

@@ -283,7 +283,19 @@ def test_a_peer_that_was_seen_for_a_moment_is_gone_and_not_unseen():
         wire.dead = wire.silent = True
         wire.last_answer_ns = bench.now_ns
     bench.run(10_000)
-    assert bench.said() == ["peer_gone b"]
+    assert [str(one.entity) for one in bench.symptoms()] == ["peer b"]
+    assert [one.kind for one in bench.symptoms()] == ["peer_gone"]
+
+
+def test_a_path_that_answered_and_fell_silent_before_it_was_found_well_is_dead():
+    """Traffic may have been put on it by its first answer."""
+    bench = Bench(known=False)
+    bench.live("l1")
+    bench.path("back", "l0", sent_ns=bench.now_ns, seq=1)
+    bench.die("l0")
+    bench.run(3000)
+    (dead,) = bench.symptoms("path_dead")
+    assert dead.entity.name == "b/l0"
 
 
 def test_an_unknown_path_is_no_news_when_it_is_silent():
