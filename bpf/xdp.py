@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from typing import Final, Literal, Self
 
 from mapek.bpf import syscall
@@ -32,6 +33,7 @@ class Link:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.pinned: str | None = None
+        self._taking = threading.Lock()
         data = syscall.info(fd, 64)
         self.type, self.id = struct.unpack_from("=II", data)
 
@@ -71,17 +73,25 @@ class Link:
 
     def close(self) -> None:
         """Give the fd back: detaches, unless pinned. Twice is fine. Blocks when it detaches."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        with self._taking:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
 
     def detach(self) -> None:
-        """Unpin, detach now whoever else holds the link, and close. Blocks for an RCU grace period."""
-        if self.fd < 0:
-            return
-        self.unpin()
-        result = syscall.bpf_raw(syscall.LINK_DETACH, struct.pack("=I", self.fd))
-        self.close()
+        """Unpin, detach now whoever else holds the link, and close. Blocks for an RCU grace period.
+
+        Whoever calls it while another thread does waits until that one is done.
+        """
+        with self._taking:
+            if self.fd < 0:
+                return
+            self.unpin()
+            try:
+                result = syscall.bpf_raw(syscall.LINK_DETACH, struct.pack("=I", self.fd))
+            finally:
+                os.close(self.fd)
+                self.fd = -1
         # ENOLINK: the interface went first. EOPNOTSUPP: this kind cannot be forced, closing has to do.
         if result < 0 and result not in (-errno.ENOLINK, -errno.EOPNOTSUPP, -errno.EINVAL):
             raise syscall.explain(-result, "detach link", self.id)

@@ -1,7 +1,8 @@
 """Watches plugins: what they raise is counted against them, and whoever blocks the event loop is named.
 
 Every call into a plugin, and every step of its coroutines, is timed; one clock reading a call (50 ns) is
-what it costs. A plugin's own reader callbacks on the event loop are seen through the loop's lateness only.
+what it costs. A plugin's own reader callbacks and tasks (`together` makes some) are seen through the loop's
+lateness only.
 """
 
 from __future__ import annotations

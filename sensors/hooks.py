@@ -7,14 +7,15 @@ that must be common are passed on with `reuse`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mapek.bpf import Dispatcher, ObjectSpec, load_async
 from mapek.bpf.maps import Map
 from mapek.bpf.objects import LoadedObject
-from mapek.bpf.xdp import Mode
+from mapek.bpf.xdp import Mode, interface_name
+from mapek.errors import FeatureError
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Hooks:
     """The dispatchers of one loop, by ifindex; opened by the first member, released after the last."""
 
     def __init__(self) -> None:
+        self.pin_of: Callable[[int], Path | None] = lambda _: None
+        """Where the chain of an interface is pinned; set by the one whose program outlives the process."""
         self._hooks: dict[int, _Hook] = {}
         self._locks: dict[int, asyncio.Lock] = {}
 
@@ -38,14 +41,14 @@ class Hooks:
         program: str,
         *,
         mode: Mode = "auto",
-        pin_dir: Path | None = None,
         rodata: Mapping[str, int | bytes] | None = None,
         reuse: Mapping[str, Map | int] | None = None,
         max_entries: Mapping[str, int] | None = None,
     ) -> LoadedObject:
         """Load `program` of `spec` into `slot` of the interface's chain; the caller closes the result after `leave`.
 
-        Raises what `Dispatcher` and `load` raise.
+        Raises what `Dispatcher` and `load` raise, and FeatureError for mode "native" where the chain that others
+        run in is generic.
         """
         async with self._lock(ifindex):
             hook = self._hooks.get(ifindex)
@@ -55,8 +58,14 @@ class Hooks:
                 await hook.dispatcher.release(keep=False)
                 hook = None
             if hook is None:
-                hook = _Hook(await Dispatcher.attach(ifindex, mode, pin_dir))
+                hook = _Hook(await Dispatcher.attach(ifindex, mode, self.pin_of(ifindex)))
                 self._hooks[ifindex] = hook
+            elif mode == "native" and hook.dispatcher.mode != "native":
+                # Else who comes first would decide how the others are attached.
+                why = f"its programs run in {hook.dispatcher.mode} mode"
+                raise FeatureError(
+                    "attach native xdp to", interface_name(ifindex), why, "use tc, or mode auto"
+                )
             options = hook.dispatcher.options(slot)
             try:
                 loaded = await load_async(
@@ -103,10 +112,11 @@ class Hooks:
             hook = self._hooks.get(ifindex)
             if hook is None or slot not in hook.members:
                 return
-            hook.members.discard(slot)
             stays = keep and hook.dispatcher.pin_dir is not None and hook.dispatcher.alive
             if not stays and hook.dispatcher.alive:
                 await hook.dispatcher.remove(slot)
-            if not hook.members:
-                del self._hooks[ifindex]
+            if hook.members == {slot}:
                 await hook.dispatcher.release(keep=stays)
+                del self._hooks[ifindex]
+            # Forgotten last, so that leaving can be done again when it was cancelled.
+            hook.members.discard(slot)

@@ -75,12 +75,13 @@ class Ingress:
 
     async def leave(self) -> None:
         """Take the program off; its maps stay open."""
-        hooks, self._hooks = self._hooks, None
-        if hooks is not None:
-            await hooks.leave(self.entity.generation, self._slot)
-        links, self._links = self._links, []
-        for link in links:
-            await link.detach_async()
+        # Forgotten after it is done, so that it can be done again when it was cancelled.
+        if self._hooks is not None:
+            await self._hooks.leave(self.entity.generation, self._slot)
+            self._hooks = None
+        while self._links:
+            await self._links[-1].detach_async()
+            self._links.pop()
 
     def close(self) -> None:
         """Close programs and maps."""

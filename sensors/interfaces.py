@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
+from mapek.clock import Timer
 from mapek.contracts import Surroundings
-from mapek.errors import AttachError, DegradedError, MapekError
+from mapek.errors import AttachError, MapekError
 from mapek.model import Entity, Event
 from mapek.sensors.links import Links
 from mapek.supervision import together
 
 log = logging.getLogger("mapek")
+
+FIRST_RETRY_NS: Final = 1_000_000_000
+LAST_RETRY_NS: Final = 60_000_000_000
 
 
 class Attachment(Protocol):
@@ -59,12 +64,15 @@ class Interfaces(Generic[A]):
         self._links: Links | None = None
         self._turns: dict[str, asyncio.Lock] = {}
         """By name: an interface that comes back is heard of several times."""
+        self._retries: dict[str, tuple[int, Timer]] = {}
+        """By name: the delay in ns, and the timer that ends it."""
 
     async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
         """Attach to each of `names`, by default the interfaces of all paths.
 
         Raises the first error when it could attach to none; the others are in `missing`, and tried again when
-        the kernel says that the interface is there.
+        the kernel says that the interface is there, and with a back-off where it is there and something else is
+        in the way.
         """
         self._around = around
         wanted = tuple(names) or (path.interface for path in around.knowledge.topology.paths())
@@ -83,11 +91,22 @@ class Interfaces(Generic[A]):
             # Also where `open` was cancelled while it joined.
             self._around.shared(Links).leave(self._hear)
         self._around = self._links = None
-        attached, self.attached = self.attached, {}
-        self.missing.clear()
-        for one in attached.values():
-            await one.leave()
+        for _, timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        failure: Exception | None = None
+        while self.attached:
+            name, one = next(iter(self.attached.items()))
+            try:
+                await one.leave()
+            except (MapekError, OSError) as error:
+                failure = failure or error
+            # Forgotten only now: whoever is cancelled in between is closed once more.
             one.close()
+            del self.attached[name]
+        self.missing.clear()
+        if failure is not None:
+            raise failure
 
     def places(self) -> dict[str, str]:
         """Where each interface is attached now, for `Status.attached`; those that are away are left out."""
@@ -111,21 +130,41 @@ class Interfaces(Generic[A]):
             self.missing[name] = AttachError(self._verb, name, "there is no such interface", do)
             self.missing[name].__cause__ = error
             return
-        if former is not None:
-            if former.entity == entity and name not in self.missing:
-                return
-            await former.leave()
+        if former is not None and former.entity == entity and name not in self.missing:
+            return
         try:
+            if former is not None:
+                await former.leave()
             now = await self._attach_to(entity, former)
-        except (AttachError, DegradedError) as error:
-            self.missing[name] = error
+        except MapekError as error:
+            self._failed(name, error)
+            return
+        except OSError as error:
+            why = AttachError(self._verb, name, os.strerror(error.errno or 0), "see the log")
+            why.__cause__ = error
+            self._failed(name, why)
             return
         self.attached[name] = now
         # As they were configured, whichever came first: rows of a frame keep their places.
         self.attached = {one: self.attached[one] for one in self._names if one in self.attached}
         self.missing.pop(name, None)
+        if (retry := self._retries.pop(name, None)) is not None:
+            retry[1].cancel()
         if former is not None:
             former.close()
+
+    def _failed(self, name: str, error: MapekError) -> None:
+        """Try again later: what is in the way, such as another's program, may go without an event of the link."""
+        self.missing[name] = error
+        around = self._around
+        if around is None:
+            return
+        delay, timer = self._retries.get(name, (FIRST_RETRY_NS // 2, None))
+        if timer is not None:
+            timer.cancel()
+        delay = min(2 * delay, LAST_RETRY_NS)
+        due = around.clock.now_ns() + delay
+        self._retries[name] = delay, around.clock.call_at(due, lambda: around.spawn(self._take(name)))
 
     def _hear(self, event: Event) -> None:
         name, ifindex = event.entity.name, event.entity.generation

@@ -112,7 +112,7 @@ class LinkWatch(Touchpoint):
         port: UDP port of all reflectors, ours and the peers'.
         stateful: number the replies to unauthenticated peers ourselves, instead of repeating their numbers.
 
-    Needs kernel 5.10, CAP_NET_ADMIN and CAP_BPF (before 5.8: CAP_SYS_ADMIN), CAP_PERFMON.
+    Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "link_watch"
@@ -208,11 +208,12 @@ class LinkWatch(Touchpoint):
             self._prober.send(batches)
         self._prober.close()
         self._table = None
-        attached, self._attached = self._attached, {}
+        # Forgotten only after it is off: whoever is cancelled in between is closed once more.
+        await self._kernel.close(self._attached, keep=self._served)
+        self._attached.clear()
         self._targets.clear()
         self._missing.clear()
-        served, self._served = self._served, False
-        await self._kernel.close(attached, keep=served)
+        self._served = False
 
     def on_event(self, event: Event) -> None:
         """Re-attach to an interface that came back; listen for gaps on the paths that traffic takes."""

@@ -27,7 +27,7 @@ from mapek.bpf import (
 from mapek.bpf.maps import ArrayMap, Map
 from mapek.bpf.tc import TcLink
 from mapek.bpf.worker import in_thread
-from mapek.bpf.xdp import Mode
+from mapek.bpf.xdp import Mode, interface_name
 from mapek.clock import wall_ns
 from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
@@ -172,6 +172,7 @@ class Kernel:
             for i, path in mine
         }
         hooks = around.shared(Hooks)
+        hooks.pin_of = self.pin_dir
         one = Attachment(interface, ifindex, targets, hooks, None, None, None, ())
         try:
             await self._attach_programs(one)
@@ -199,7 +200,6 @@ class Kernel:
                     self._spec,
                     "link_watch",
                     mode=mode,
-                    pin_dir=self._pin_dir(one),
                     rodata=self._rodata,
                     reuse=reuse,
                 )
@@ -221,22 +221,21 @@ class Kernel:
                 )
         return self._tc.programs["link_watch_tc"]
 
-    def _pin_dir(self, one: Attachment) -> FilePath | None:
+    def pin_dir(self, ifindex: int) -> FilePath | None:
         """Where the chain of an interface is pinned: by network namespace, since names repeat in them."""
         if self._pin == "no":
             return None
+        interface = interface_name(ifindex)
         if not (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
             if self._pin == "yes":
                 do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
-                raise DegradedError(
-                    "pin the reflector of", one.interface, f"{BPFFS} is no writable bpffs", do
-                )
+                raise DegradedError("pin the reflector of", interface, f"{BPFFS} is no writable bpffs", do)
             word = "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
             if word not in self.degraded:
                 self.degraded.append(word)
             return None
         namespace = os.stat("/proc/thread-self/ns/net").st_ino
-        return BPFFS / "mapek" / str(namespace) / one.interface
+        return BPFFS / "mapek" / str(namespace) / interface
 
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""

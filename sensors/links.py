@@ -7,18 +7,23 @@ other touchpoint to hear of its interface. An overrun is answered with a dump, o
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import closing
 from typing import Final
 
 from mapek.bpf.worker import in_thread
+from mapek.errors import MapekError
 from mapek.model import Event
 from mapek.sensors import netlink_wire as wire
 from mapek.sensors.netlink_events import Decoder, subscribe
 
 Hear = Callable[[Event], None]
 
+log = logging.getLogger("mapek")
+
+TRIES: Final = 5
 _RTNLGRP_LINK: Final = 1
 
 
@@ -32,6 +37,9 @@ class Links:
         self._heard: socket.socket | None = None
         self._now_ns: Callable[[], int] = lambda: 0
         self._lock = asyncio.Lock()
+        self._queued: list[bytes] | None = None
+        """What is heard while it catches up with what was lost."""
+        self._catching_up: asyncio.Future[None] | None = None
 
     async def join(self, hear: Hear, now_ns: Callable[[], int]) -> None:
         """Call `hear` with each "link.new", "link.up", "link.down", "link.renamed" and "link.gone" from now on.
@@ -61,9 +69,11 @@ class Links:
             asyncio.get_running_loop().remove_reader(self._heard.fileno())
             self._heard.close()
             self._heard = None
+            if self._catching_up is not None:
+                self._catching_up.cancel()
+            self._queued = self._catching_up = None
 
     def _read(self) -> None:
-        lost = False
         while self._heard is not None:
             try:
                 data = self._heard.recv(65536)
@@ -72,14 +82,33 @@ class Links:
             except OSError:
                 # ENOBUFS: the kernel had more to say than the socket could hold
                 self.overruns += 1
-                lost = True
+                if self._queued is None:
+                    self._queued = []
+                    self._catching_up = asyncio.ensure_future(self._catch_up())
                 continue
-            for event in self._decoder.events(data, self._now_ns):
-                self._tell(event)
-        if lost and self._heard is not None:
-            # At once: what a thread brought would be older than what is heard meanwhile.
-            for event in self._decoder.refreshed(_dump(), self._now_ns()):
-                self._tell(event)
+            if self._queued is None:
+                self._take(data)
+            else:
+                self._queued.append(data)
+
+    async def _catch_up(self) -> None:
+        """Ask for what was missed; what is heard meanwhile is younger, and is told after it."""
+        dump: list[tuple[int, bytes]] | None = None
+        for _ in range(TRIES):
+            try:
+                dump = await in_thread(_dump)
+                break
+            except (MapekError, OSError) as error:
+                log.warning("what became of the links is not known: %s", error)
+        queued, self._queued = self._queued or [], None
+        for event in self._decoder.refreshed(dump, self._now_ns()) if dump is not None else ():
+            self._tell(event)
+        for data in queued:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        for event in self._decoder.events(data, self._now_ns):
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
         for hear in tuple(self._listeners):

@@ -55,6 +55,6 @@ def choose(sensor: str, variants: Sequence[Variant], forced: str = "auto") -> Ch
     words = "; ".join(f"{name}: {reason}" for name, reason in why.items())
     kind: type[MapekError] = FeatureError
     do = "leave this sensor out, or use a kernel that has it"
-    if any(reason.startswith("CAP_") for reason in why.values()):
+    if words and all(reason.startswith("CAP_") for reason in why.values()):
         kind, do = PrivilegeError, "run as root or grant it"
     raise kind("open", sensor, words or f"there is no variant {forced!r}", do)

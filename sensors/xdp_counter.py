@@ -100,7 +100,7 @@ class XdpCounter(Touchpoint):
         mode: "auto", "native" or "generic".
         sample_every: emit an event "packet.sampled" for one packet in so many, per CPU; 0: none.
 
-    Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON (before 5.8: CAP_SYS_ADMIN).
+    Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "xdp_counter"
@@ -141,11 +141,16 @@ class XdpCounter(Touchpoint):
             rodata={"sample_every": self._every},
             reuse={} if former is None else {name: former.ingress.loaded.maps[name] for name in _KEPT},
         )
-        counters, sampling = (ingress.loaded.map(name, PerCpuArrayMap) for name in _KEPT)
-        ring = None
-        if self._every:
-            ring = RingBuffer(ingress.loaded.maps["samples"], self._teller(link))
-            ring.start()
+        try:
+            counters, sampling = (ingress.loaded.map(name, PerCpuArrayMap) for name in _KEPT)
+            ring = None
+            if self._every:
+                ring = RingBuffer(ingress.loaded.maps["samples"], self._teller(link))
+                ring.start()
+        except BaseException:
+            await ingress.leave()
+            ingress.close()
+            raise
         return _Counting(ingress, counters, sampling, ring)
 
     def _teller(self, entity: Entity) -> Callable[[bytes], None]:

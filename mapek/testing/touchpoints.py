@@ -7,6 +7,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from mapek.contracts import Status, Touchpoint
 from mapek.errors import MapekError
@@ -15,6 +16,7 @@ from mapek.model import Entity, Event, Inquiry, Step
 from mapek.testing.around import Around, one_line
 from mapek.testing.inputs import some_topology
 
+_CLOSE_CUTS: Final = (0, 1, 2, 4, 10, 20)
 PATIENCE_S = 2.0
 """For what a cancelled thread still holds to be let go."""
 
@@ -29,8 +31,9 @@ async def check_touchpoint(
     """Raise AssertionError if the touchpoints that `make` makes break the contract.
 
     It says how it does at any time; opens, is used, closes, closes twice and opens again; survives a
-    cancelled `open`, wherever that was cut; and leaves no descriptor, thread or task behind. Frames follow
-    its schema and later ones have later times. What its status counts is explained by its class.
+    cancelled `open` and, when it is called again, a cancelled `close`, wherever they were cut; and leaves no
+    descriptor, thread or task behind. Frames follow its schema and later ones have later times. What its status
+    counts is explained by its class.
     It takes no question that is not its own, refuses an unknown action with a MapekError, and doing `step` twice
     changes nothing the second time.
 
@@ -49,6 +52,9 @@ async def check_touchpoint(
         if await _cut(make(), topology, steps):
             break
     await _same(before, "cancelled while it opened")
+    for steps in _CLOSE_CUTS if opens else ():
+        await _cut_close(make(), topology, steps)
+    await _same(before, "cancelled while it closed, and closed again")
 
 
 def _cuts() -> Iterator[int]:
@@ -140,6 +146,23 @@ async def _cut(touchpoint: Touchpoint, topology: Topology, steps: int) -> bool:
         await asyncio.gather(opening, return_exceptions=True)
         await touchpoint.close()
         return ended
+    finally:
+        await around.end()
+
+
+async def _cut_close(touchpoint: Touchpoint, topology: Topology, steps: int) -> None:
+    """Cancel `close` after it was resumed `steps` times, and call it again, as a loop that is cancelled does."""
+    around = Around(topology)
+    try:
+        await touchpoint.open(around.surroundings())
+        closing = asyncio.ensure_future(touchpoint.close())
+        for _ in range(steps):
+            if closing.done():
+                break
+            await asyncio.sleep(0 if steps < 10 else 0.001)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        await touchpoint.close()
     finally:
         await around.end()
 

@@ -263,6 +263,26 @@ async def test_the_counter_follows_its_interface(other):
         await node.close(counter)
 
 
+async def test_it_tries_again_where_somebody_elses_program_is_in_the_way(other, monkeypatch):
+    """No event tells that the hook is free: only trying does."""
+    monkeypatch.setattr("mapek.sensors.interfaces.FIRST_RETRY_NS", 10_000_000)
+    node, counter = Node(topology()), XdpCounter({"mode": "native"})
+    with load(ObjectSpec.read(object_path("empty"))) as foreign:
+        link = attach_xdp(foreign.programs["empty"], socket.if_nametoindex("l1"))
+        try:
+            await counter.open(node.surroundings)
+            assert counter.status().attached == {"l0": "xdp native"}
+            assert "program 'empty'" in counter.status().degraded[0]
+        finally:
+            link.detach()
+    try:
+        await node.until(lambda: "l1" in counter.status().attached)
+        assert not counter.status().degraded
+    finally:
+        await node.close(counter)
+    assert read_xdp(socket.if_nametoindex("l1")) is None
+
+
 async def test_another_interface_takes_the_name(other):
     """The one with the configured name is counted on; a renamed one is let go when its name is taken."""
     node, counter = Node(topology()), XdpCounter({"interfaces": ["l1"]})
