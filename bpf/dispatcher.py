@@ -5,7 +5,8 @@ A slot is an element of a program array, which the kernel replaces atomically, s
 replacing one program neither detaches nor delays the others (freplace would do the same and is not allowed
 on every kernel). With a directory on a bpffs the link and the array are pinned: the chain then runs on when
 the agent dies, and the next agent takes it over with BPF_LINK_UPDATE, without a gap. Both must be pinned,
-because the kernel empties an array that no user holds.
+because the kernel empties an array that no user holds. Whatever else was in the chain runs on too, with nobody
+to steer it, until then: the next agent keeps only the reflector and empties the other slots.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,8 @@ SLOTS: Final = (
     "user_c",
     "link_watch",
 )
+KEPT: Final = "link_watch"
+"""The one slot that is kept when a chain is taken over: it answers by itself, and the peers must not miss it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Dispatcher:
 
     Leaving the context detaches everything and removes the pins, unless `release(keep=True)` was called.
     `mode` is what resulted ("native", "generic"), `taken_over` whether a pinned chain of ours was running
-    already.
+    already; of that only the slot `KEPT` stays.
     """
 
     def __init__(self, ifindex: int, mode: Mode, pin_dir: Path | None) -> None:
@@ -63,6 +67,7 @@ class Dispatcher:
         self._chain: ProgArrayMap | None = None
         self._object: LoadedObject | None = None
         self._lock = asyncio.Lock()
+        self._closing = threading.Lock()
 
     @classmethod
     def attach(
@@ -222,20 +227,26 @@ class Dispatcher:
         else:
             old.close()
         link.update(loaded.programs["dispatcher"])
+        for index, name in enumerate(SLOTS):
+            # Its owner is dead: nobody could release what it drops, and who is configured again joins by itself.
+            if name != KEPT:
+                self._chain.remove(index)
         self.mode, self.taken_over = state.mode, True
         return True
 
     def _close(self, keep: bool) -> None:
-        if self._link is not None and not keep:
-            try:
-                self._link.detach()
-            finally:
-                if self.pin_dir is not None:
-                    (self.pin_dir / "chain").unlink(missing_ok=True)
-                    # Others may keep their pins there.
-                    with contextlib.suppress(OSError):
-                        self.pin_dir.rmdir()
-        self._drop()
+        # A release that was cancelled still runs in its thread when the next one comes.
+        with self._closing:
+            if self._link is not None and not keep:
+                try:
+                    self._link.detach()
+                finally:
+                    if self.pin_dir is not None:
+                        (self.pin_dir / "chain").unlink(missing_ok=True)
+                        # Others may keep their pins there.
+                        with contextlib.suppress(OSError):
+                            self.pin_dir.rmdir()
+            self._drop()
 
     def _drop(self) -> None:
         for thing in (self._link, self._object):
