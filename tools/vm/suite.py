@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ PACKAGES = {
 }
 PATHS = ("tests/netns",)
 SLOWNESS = 20  # of a guest under emulation; deadlines of tests are stretched by it
-ROWS = 3  # kept of each table of tests: see tests/support/thin.py
+ROWS = 1  # kept of each table of tests: see tests/support/thin.py
 _TEST_TIMEOUT_S = 240
 _SELECT = ["-m", "kernel", "--import-mode=importlib", "-p", "no:cacheprovider"]
 _SHARE = re.compile(rb"\[ *(\d+)%\]\n")
@@ -53,6 +54,8 @@ class Plan:
     memory_mib: int
     timeout_s: float
     keyword: str = ""
+    within_s: float = 1200.0
+    """For all guests together: one that is slow leaves less to those after it."""
 
 
 def test(plan: Plan) -> int:
@@ -79,7 +82,10 @@ def _test(plan: Plan) -> int:
     pool = ThreadPoolExecutor(plan.jobs)
     try:
         results = list(
-            pool.map(lambda pair: _one(plan, list(files), *pair), zip(plan.entries, kernels, strict=True))
+            pool.map(
+                lambda pair: _one(plan, list(files), began + plan.within_s, *pair),
+                zip(plan.entries, kernels, strict=True),
+            )
         )
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -113,11 +119,12 @@ def _collect(plan: Plan) -> dict[str, int]:
     return {path: int(count) for path, count in counted}
 
 
-def _one(plan: Plan, files: list[str], entry: Entry, kernel: store.Kernel) -> Result:
+def _one(plan: Plan, files: list[str], ends: float, entry: Entry, kernel: store.Kernel) -> Result:
     began = time.monotonic()
+    timeout_s = max(min(plan.timeout_s, ends - began), 1.0)
     folder = plan.reports / entry.name
     guest = boot.Guest(
-        kernel, entry.hides_btf, plan.cpus, plan.memory_mib, plan.timeout_s,
+        kernel, entry.hides_btf, plan.cpus, plan.memory_mib, timeout_s,
         {
             "MAPEK_REQUIRE_ALL": "1",
             "MAPEK_PROMISED": ",".join(entry.promises),
@@ -127,12 +134,12 @@ def _one(plan: Plan, files: list[str], entry: Entry, kernel: store.Kernel) -> Re
     )  # fmt: skip
     results = "/run/vm/results"
     # Interrupted in time, pytest still says what failed until then.
-    bound = ["timeout", "--signal=INT", f"{plan.timeout_s * 0.9:.0f}"]
+    bound = ["timeout", "--signal=INT", f"{timeout_s * 0.9:.0f}"]
     tests = [*bound, *_pytest(plan, files), "-v", "-rs", "--durations=15", "-o", f"timeout={_TEST_TIMEOUT_S}"]
     line = " ".join(
         [
-            *(f"'{word}'" for word in [*tests, f"--junit-xml={results}/junit.xml"]),
-            f"; status=$?; '{sys.executable}' -m mapek doctor --json >{results}/doctor.json; exit $status",
+            *(shlex.quote(word) for word in [*tests, f"--junit-xml={results}/junit.xml"]),
+            f"; status=$?; {shlex.quote(sys.executable)} -m mapek doctor --json >{results}/doctor.json; exit $status",
         ]
     )
     log, lock, told = bytearray(), threading.Lock(), 0
@@ -157,7 +164,7 @@ def _one(plan: Plan, files: list[str], entry: Entry, kernel: store.Kernel) -> Re
         flush=True,
     )
     if outcome.status not in (0, 1) or (outcome.status == 1 and not found.failed):
-        late = f"it was interrupted after {plan.timeout_s * 0.9:.0f} s" if outcome.status == 124 else ""
+        late = f"it was interrupted after {timeout_s * 0.9:.0f} s" if outcome.status == 124 else ""
         why = outcome.why or late or f"pytest exited with {outcome.status}"
         found.failed["the run itself"] = f"{why}\n{log.decode('utf-8', 'replace')[-3000:]}"
     return replace(found, seconds=seconds, booted_s=outcome.booted_s, cpu_s=outcome.cpu_s)
