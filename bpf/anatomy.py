@@ -7,19 +7,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from mapek.bpf import btf_ext
 from mapek.bpf import elf as elf_module
-from mapek.bpf.btf_ext import BtfExt, CoreRelocation, Line
+from mapek.bpf.btf_ext import BtfExt, CoreRelocation, Line, Lines
 from mapek.bpf.elf import Elf, Section, Symbol, bad
 from mapek.bpf.flow import Flow, walk
-from mapek.bpf.instructions import LD_IMM64, PSEUDO_CALL, PSEUDO_FUNC, PSEUDO_KFUNC_CALL, Instruction, decode
+from mapek.bpf.instructions import (
+    KINDS,
+    LD_IMM64,
+    PSEUDO_CALL,
+    PSEUDO_FUNC,
+    PSEUDO_KFUNC_CALL,
+    Instruction,
+    decode,
+)
 from mapek.bpf.spec import ObjectSpec
 
 MAX_CODE: Final = 1 << 20
 """Instructions of a whole object; the kernel walks a million for one program at most."""
+
+MAX_DEPTH: Final = 8
+"""Calls within calls that the kernel allows."""
 
 _DATA: Final = (".rodata", ".data", ".bss")
 
@@ -40,7 +51,8 @@ class Function:
     Args:
         start: byte offset in its section.
         references: by slot.
-        lines: source lines by slot, empty without BTF.ext.
+        lines: source lines of its section, empty without BTF.ext.
+        replaceable: it is global and no program itself: another program (freplace) may take its place later.
     """
 
     name: str
@@ -48,8 +60,9 @@ class Function:
     start: int
     code: tuple[Instruction, ...]
     references: Mapping[int, Reference]
-    lines: tuple[tuple[int, Line], ...] = ()
+    lines: Lines = field(default_factory=Lines)
     relocations: tuple[CoreRelocation, ...] = ()
+    replaceable: bool = False
 
     @functools.cached_property
     def flow(self) -> Flow:
@@ -59,28 +72,29 @@ class Function:
     @property
     def slots(self) -> int:
         """Its length in slots of eight bytes, which is what bpftool and the kernel count."""
-        return self.code[-1].index + self.code[-1].slots if self.code else 0
+        return self.code[-1].slot + self.code[-1].slots if self.code else 0
 
     def line(self, slot: int) -> Line | None:
         """The source line of an instruction: the last one that begins at or before it."""
-        found = None
-        for begin, line in self.lines:
-            if begin > slot:
-                break
-            found = line
-        return found
+        return self.lines.at(self.start + slot * 8, self.start)
+
+    @functools.cached_property
+    def all_calls(self) -> tuple[Instruction, ...]:
+        """Every call instruction: of helpers, functions of the object and functions of the kernel."""
+        return tuple(one for one in self.code if KINDS[one.code] == "call")
 
     def helpers(self) -> Iterator[tuple[Instruction, int]]:
         """Calls of helpers: the instruction and the helper's number."""
-        for one in self.code:
-            if one.kind == "call" and one.src == 0:
+        for one in self.all_calls:
+            # A helper that the linker fills in (`extern`) has its number still to come; no compiler makes that.
+            if one.src not in (PSEUDO_CALL, PSEUDO_KFUNC_CALL):
                 yield one, one.imm
 
     def kfuncs(self) -> Iterator[tuple[Instruction, str]]:
         """Calls into the kernel by name; "" where the object does not say it."""
-        for one in self.code:
-            if one.kind == "call" and one.src == PSEUDO_KFUNC_CALL:
-                known = self.references.get(one.index)
+        for one in self.all_calls:
+            known = self.references.get(one.slot)
+            if one.src == PSEUDO_KFUNC_CALL or (known and known.kind == "extern"):
                 yield one, known.name if known else ""
 
     def calls(self) -> Iterator[str]:
@@ -108,6 +122,39 @@ class Anatomy:
             wanted.extend(found[name].calls())
         return tuple(found.values())
 
+    def longest(self, program: str) -> int:
+        """Instructions on the longest way through a program, with those of the functions that it calls.
+
+        Each loop is gone round once. What helpers call back (bpf_loop) counts once; the kernel allows eight
+        calls deep, and so does this.
+        """
+        done: dict[str, int] = {}
+
+        def of(name: str, depth: int) -> int:
+            if name not in done and name in self.functions and depth < MAX_DEPTH:
+                # A function that calls itself finds this; no kernel loads it.
+                done[name] = 0
+                function = self.functions[name]
+                extra = {
+                    slot: of(known.name, depth + 1)
+                    for slot, known in function.references.items()
+                    if known.kind == "function"
+                }
+                done[name] = function.flow.longest(extra)
+            return done.get(name, 0)
+
+        return of(program, 0)
+
+    def depth(self, program: str) -> int:
+        """How deep calls go, the program counted; more than MAX_DEPTH, not exactly said, also for recursion."""
+        level, deep = {program}, 0
+        while level and deep <= MAX_DEPTH:
+            level = {
+                called for name in level if name in self.functions for called in self.functions[name].calls()
+            }
+            deep += 1
+        return deep
+
 
 def take_apart(spec: ObjectSpec) -> Anatomy:
     """The anatomy of a parsed object. Raises ObjectError where code or relocations are not sound."""
@@ -128,17 +175,21 @@ def take_apart(spec: ObjectSpec) -> Anatomy:
         code = decode(section.data[symbol.value : symbol.value + symbol.size], elf.byteorder, spec.path)
         references = dict(_references(spec, elf, section, symbol, code, by_place, filled[section.index]))
         last = symbol.value + symbol.size
-        lines = tuple(
-            ((line.offset - symbol.value) // 8, line)
-            for line in ext.lines.get(section.name, ())
-            if symbol.value <= line.offset < last
-        )
         relocations = tuple(
             one for one in ext.relocations.get(section.name, ()) if symbol.value <= one.offset < last
         )
         found[symbol.name] = Function(
-            symbol.name, section.name, symbol.value, code, references, lines, relocations
+            symbol.name,
+            section.name,
+            symbol.value,
+            code,
+            references,
+            ext.lines.get(section.name, Lines()),
+            relocations,
+            symbol.bind != elf_module.STB_LOCAL and symbol.name not in spec.programs,
         )
+    if lost := sorted(spec.programs.keys() - found.keys()):
+        raise bad(spec.path, f"program {lost[0]!r} lies in a section that holds no code")
     return Anatomy(spec, found)
 
 
@@ -176,13 +227,15 @@ def _references(
     relocations: Mapping[int, Symbol],
 ) -> Iterator[tuple[int, Reference]]:
     for one in code:
-        target = relocations.get(symbol.value + one.index * 8)
+        if one.code != LD_IMM64 and KINDS[one.code] != "call":
+            continue
+        target = relocations.get(symbol.value + one.slot * 8)
         call = one.kind == "call" and one.src == PSEUDO_CALL
         if target is None:
             if call:
                 # Within one section the assembler fills the distance in itself.
-                place = section.name, symbol.value + (one.index + 1 + one.imm) * 8
-                yield one.index, Reference("function", _at(by_place, place, spec.path))
+                place = section.name, symbol.value + (one.slot + 1 + one.imm) * 8
+                yield one.slot, Reference("function", _at(by_place, place, spec.path))
         elif 0 < target.section < len(elf.sections):
             where = elf.sections[target.section]
             code_there = bool(where.flags & elf_module.SHF_EXECINSTR)
@@ -191,13 +244,13 @@ def _references(
                 if target.kind == elf_module.STT_FUNC and not call:
                     distance = 0
                 place = where.name, target.value + distance
-                yield one.index, Reference("function", _at(by_place, place, spec.path))
+                yield one.slot, Reference("function", _at(by_place, place, spec.path))
             elif target.name in spec.maps and where.name == ".maps":
-                yield one.index, Reference("map", target.name)
+                yield one.slot, Reference("map", target.name)
             elif where.name.startswith(_DATA):
-                yield one.index, Reference("data", where.name)
+                yield one.slot, Reference("data", where.name)
         else:
-            yield one.index, Reference("extern", target.name)
+            yield one.slot, Reference("extern", target.name)
 
 
 def _at(by_place: Mapping[tuple[str, int], str], place: tuple[str, int], on: str) -> str:

@@ -6,6 +6,7 @@ Bounded like the other parsers; what is optional may be missing, what is there m
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -44,10 +45,29 @@ class CoreRelocation:
 
 
 @dataclass(frozen=True, slots=True)
+class Lines:
+    """The source lines of one section, put into words only when asked for: few of them ever are."""
+
+    rows: tuple[tuple[int, int, int, int], ...] = ()
+    strings: bytes = b""
+
+    def at(self, offset: int, begin: int = 0) -> Line | None:
+        """The line of the instruction at byte `offset`: the last that starts there or before, not before `begin`."""
+        place = bisect_right(self.rows, (offset, 1 << 32, 0, 0)) - 1
+        # Line 0 is what a compiler says of code that comes from no line.
+        while place > 0 and self.rows[place][3] < 1 << 10 and self.rows[place][0] > begin:
+            place -= 1
+        if place < 0 or self.rows[place][0] < begin:
+            return None
+        start, file, line, column = self.rows[place]
+        return Line(start, _cut(self.strings, file), column >> 10, _cut(self.strings, line).strip())
+
+
+@dataclass(frozen=True, slots=True)
 class BtfExt:
     """By section name."""
 
-    lines: dict[str, tuple[Line, ...]]
+    lines: dict[str, Lines]
     relocations: dict[str, tuple[CoreRelocation, ...]]
 
 
@@ -60,17 +80,15 @@ def parse(data: memoryview, strings: memoryview, byteorder: ByteOrder, on: objec
     if magic != MAGIC or version != 1 or header < 24:
         raise bad(on, f".BTF.ext magic {magic:#x} version {version} header {header}")
     relo_off, relo_len = struct.unpack_from(mark + "II", data, 24) if 32 <= header <= len(data) else (0, 0)
-    lines: dict[str, tuple[Line, ...]] = {}
-    for section, rows in _sections(data, header + line_off, line_len, 16, strings, mark, on):
-        lines[section] = tuple(
-            Line(offset, _name(strings, file, on), column >> 10, _name(strings, line, on).strip())
-            for offset, file, line, column in (struct.unpack_from(mark + "IIII", row) for row in rows)
-        )
+    lines: dict[str, Lines] = {}
+    texts = bytes(strings)
+    for section, rows in _sections(data, header + line_off, line_len, strings, mark, on):
+        lines[section] = Lines(tuple(sorted(rows)), texts)
     relocations: dict[str, tuple[CoreRelocation, ...]] = {}
-    for section, rows in _sections(data, header + relo_off, relo_len, 16, strings, mark, on):
+    for section, rows in _sections(data, header + relo_off, relo_len, strings, mark, on):
         relocations[section] = tuple(
             CoreRelocation(offset, kind_of, _name(strings, access, on), _kind(kind))
-            for offset, kind_of, access, kind in (struct.unpack_from(mark + "IIII", row) for row in rows)
+            for offset, kind_of, access, kind in rows
         )
     return BtfExt(lines, relocations)
 
@@ -79,13 +97,18 @@ def _name(strings: memoryview, offset: int, on: object) -> str:
     return text(strings, offset, on) if offset else ""
 
 
+def _cut(strings: bytes, offset: int) -> str:
+    """The text at `offset`, at most 200 bytes of it: a line of a source may be as long as it likes."""
+    return strings[offset : offset + 200].split(b"\0")[0].decode("utf-8", "replace")
+
+
 def _kind(number: int) -> str:
     return CORE_KINDS[number] if number < len(CORE_KINDS) else f"kind {number}"
 
 
 def _sections(
-    data: memoryview, start: int, length: int, least: int, strings: memoryview, mark: str, on: object
-) -> Iterator[tuple[str, list[memoryview]]]:
+    data: memoryview, start: int, length: int, strings: memoryview, mark: str, on: object
+) -> Iterator[tuple[str, list[tuple[int, int, int, int]]]]:
     """The records of one sub-section, by the section that they are about."""
     if not length:
         return
@@ -93,7 +116,7 @@ def _sections(
     if end > len(data) or length < 4:
         raise bad(on, ".BTF.ext is truncated or its header lies")
     (size,) = struct.unpack_from(mark + "I", data, start)
-    if size < least or size % 4 or size > 1024:
+    if size < 16 or size % 4 or size > 1024:
         raise bad(on, f".BTF.ext has records of {size} bytes")
     at, total = start + 4, 0
     while at < end:
@@ -103,5 +126,7 @@ def _sections(
         at, total = at + 8, total + count
         if at + count * size > end or total > MAX_RECORDS:
             raise bad(on, f".BTF.ext announces {count} records that are not there")
-        yield _name(strings, name, on), [data[at + i * size : at + (i + 1) * size] for i in range(count)]
+        # A newer clang may append fields; ours are the first four.
+        form = struct.Struct(f"{mark}IIII{size - 16}x")
+        yield _name(strings, name, on), list(form.iter_unpack(data[at : at + count * size]))
         at += count * size

@@ -7,10 +7,15 @@ unreachable is, and its worst case is never too small for code without loops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
-from mapek.bpf.instructions import Instruction
+from mapek.bpf.instructions import KINDS, LD_IMM64, Instruction
+
+_TURNS: Final = ("exit", "jump", "branch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,73 +38,76 @@ class Flow:
         unreachable: slots that no way leads to.
         strays: slots from which control leaves the function, or goes into the middle of a 64-bit load.
         back_edges: (from block, to block): each is a loop.
-        longest: instructions on the longest way from entry to exit that goes round no loop twice.
-        longest_slots: the same in slots, which is what the kernel counts.
+        order: starts of the blocks that can be reached, each after those that follow it but for back edges.
     """
 
     blocks: tuple[Block, ...]
     unreachable: tuple[int, ...]
     strays: tuple[int, ...]
     back_edges: tuple[tuple[int, int], ...]
-    longest: int
+    order: tuple[int, ...]
+
+    def longest(self, extra: Mapping[int, int] | None = None) -> int:
+        """Instructions on the longest way from entry to exit that goes round no loop twice.
+
+        `extra` is what instructions cost beyond themselves, by slot: the functions that they call.
+        """
+        cut = set(self.back_edges)
+        more: dict[int, int] = {}
+        starts = [block.start for block in self.blocks]
+        for slot, cost in (extra or {}).items():
+            home = starts[bisect_right(starts, slot) - 1]
+            more[home] = more.get(home, 0) + cost
+        found: dict[int, int] = {}
+        by_start = {block.start: block for block in self.blocks}
+        for start in self.order:
+            block = by_start[start]
+            onward = [found.get(after, 0) for after in block.next if (start, after) not in cut]
+            found[start] = block.count + more.get(start, 0) + max(onward, default=0)
+        return found.get(0, 0)
 
 
 def walk(code: Sequence[Instruction]) -> Flow:
-    """Find the flow of one function; an empty one has no blocks."""
+    """Find the flow of one function, whose code begins at slot 0; an empty one has no blocks."""
     if not code:
-        return Flow((), (), (), (), 0)
-    at = {one.index: position for position, one in enumerate(code)}
+        return Flow((), (), (), (), ())
+    end = code[-1].slot + code[-1].slots
+    wide = [one.slot for one in code if one.code == LD_IMM64]
+    inside = {slot + 1 for slot in wide}
+    # By the slot after it: a turn ends its block.
+    turns = {one.slot + 1: one for one in code if KINDS[one.code] in _TURNS}
     strays: list[int] = []
-    follows: dict[int, tuple[int, ...]] = {}
-    for one in code:
+    onward: dict[int, tuple[int, ...]] = {}
+    for after, one in turns.items():
         wanted = _successors(one)
-        follows[one.index] = tuple(slot for slot in wanted if slot in at)
-        if len(follows[one.index]) < len(wanted):
-            strays.append(one.index)
-    blocks = _blocks(code, follows)
-    order, back_edges = _postorder(blocks, code[0].index)
-    longest: dict[int, int] = {}
-    cut = set(back_edges)
-    for start in order:
-        block = blocks[start]
-        onward = [longest.get(after, 0) for after in block.next if (start, after) not in cut]
-        longest[start] = block.count + max(onward, default=0)
+        onward[after] = tuple(slot for slot in wanted if 0 <= slot < end and slot not in inside)
+        if len(onward[after]) < len(wanted):
+            strays.append(one.slot)
+    if end not in turns:
+        strays.append(code[-1].slot)
+    leaders = sorted({0, *(slot for slots in onward.values() for slot in slots), *turns} - {end})
+    blocks: dict[int, Block] = {}
+    for start, stop in pairwise([*leaders, end]):
+        count = stop - start - (bisect_left(wide, stop) - bisect_left(wide, start))
+        blocks[start] = Block(start, stop, count, onward.get(stop, (stop,) if stop < end else ()))
+    order, back_edges = _postorder(blocks, 0)
     reached = set(order)
     unreachable = tuple(
-        one.index
-        for start, block in blocks.items()
-        if start not in reached
-        for one in code[at[start] : at[start] + block.count]
+        slot
+        for block in blocks.values()
+        if block.start not in reached
+        for slot in range(block.start, block.end)
+        if slot not in inside
     )
-    return Flow(tuple(blocks.values()), unreachable, tuple(strays), tuple(back_edges), longest[code[0].index])
+    return Flow(tuple(blocks.values()), unreachable, tuple(strays), tuple(back_edges), tuple(order))
 
 
 def _successors(one: Instruction) -> tuple[int, ...]:
-    after = one.index + one.slots
-    if one.kind == "exit":
+    kind = KINDS[one.code]
+    if kind == "exit":
         return ()
-    if one.kind == "jump":
-        return (one.target,)
-    if one.kind == "branch":
-        return (after, one.target) if one.target != after else (after,)
-    return (after,)
-
-
-def _blocks(code: Sequence[Instruction], follows: dict[int, tuple[int, ...]]) -> dict[int, Block]:
-    leaders = {code[0].index}
-    for one in code:
-        if one.kind in ("jump", "branch", "exit"):
-            leaders.update(follows[one.index])
-            leaders.add(one.index + one.slots)
-    found: dict[int, Block] = {}
-    start, count = code[0].index, 0
-    for position, one in enumerate(code):
-        count += 1
-        end = one.index + one.slots
-        if position + 1 == len(code) or end in leaders:
-            found[start] = Block(start, end, count, follows[one.index])
-            start, count = end, 0
-    return found
+    after, target = one.slot + 1, one.target
+    return (target,) if kind == "jump" or target == after else (after, target)
 
 
 def _postorder(blocks: dict[int, Block], entry: int) -> tuple[list[int], list[tuple[int, int]]]:

@@ -9,9 +9,8 @@ decided here.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal, NamedTuple
 
 from mapek.bpf.elf import ByteOrder, bad
 
@@ -32,19 +31,36 @@ _JUMPS: Final = {
 }  # fmt: skip
 _ATOMICS: Final = {0x00: "add", 0x40: "or", 0x50: "and", 0xA0: "xor", 0xE0: "xchg", 0xF0: "cmpxchg"}
 
+UNKNOWN: Final = "unknown code"
+
 Kind = Literal["call", "exit", "jump", "branch", "other"]
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+def _kind(code: int) -> Kind:
+    if code & 7 not in (JMP, JMP32):
+        return "other"
+    operation = code & 0xF0
+    if operation == JA:
+        return "jump"
+    if code & 7 == JMP32:
+        return "branch"
+    return "call" if operation == CALL else "exit" if operation == EXIT else "branch"
+
+
+KINDS: Final = tuple(_kind(code) for code in range(256))
+"""What each opcode does to the flow of control."""
+
+
+# A tuple and no dataclass: an object has thousands, and each start of a sensor makes them.
+class Instruction(NamedTuple):
     """One instruction.
 
     Args:
-        index: in instruction slots of eight bytes from the start of its function; a 64-bit load takes two.
+        slot: in instruction slots of eight bytes from the start of its function; a 64-bit load takes two.
         imm: the signed 32-bit immediate, or for a 64-bit load all 64 bits, unsigned.
     """
 
-    index: int
+    slot: int
     code: int
     dst: int
     src: int
@@ -59,20 +75,13 @@ class Instruction:
     @property
     def kind(self) -> Kind:
         """What it does to the flow of control."""
-        if self.code & 7 not in (JMP, JMP32):
-            return "other"
-        operation = self.code & 0xF0
-        if operation == JA:
-            return "jump"
-        if self.code & 7 == JMP32:
-            return "branch"
-        return "call" if operation == CALL else "exit" if operation == EXIT else "branch"
+        return KINDS[self.code]
 
     @property
     def target(self) -> int:
         """The slot that a jump or a branch goes to. A 32-bit JA (`gotol`) has it in `imm`."""
         far = self.code == JMP32 | JA
-        return self.index + 1 + (self.imm if far else self.off)
+        return self.slot + 1 + (self.imm if far else self.off)
 
     def __str__(self) -> str:
         return text(self)
@@ -87,23 +96,40 @@ def decode(data: bytes | memoryview, byteorder: ByteOrder, on: object = "object"
 
 def _decode(data: bytes | memoryview, byteorder: ByteOrder, on: object) -> Iterator[Instruction]:
     little = byteorder == "little"
-    slots = list(struct.iter_unpack("<BBhi" if little else ">BBhi", data))
-    index = 0
-    while index < len(slots):
-        code, registers, off, imm = slots[index]
-        dst, src = (registers & 15, registers >> 4) if little else (registers >> 4, registers & 15)
+    dst, src = (0, 4) if little else (4, 0)
+    wide: Instruction | None = None
+    slots = struct.iter_unpack("<BBhi" if little else ">BBhi", data)
+    for index, (code, registers, off, imm) in enumerate(slots):
+        if wide is not None:
+            yield wide._replace(imm=wide.imm & 0xFFFFFFFF | (imm & 0xFFFFFFFF) << 32)
+            wide = None
+            continue
+        one = Instruction(index, code, registers >> dst & 15, registers >> src & 15, off, imm)
         if code == LD_IMM64:
-            if index + 1 >= len(slots):
-                raise bad(on, f"the 64-bit load at {index} is cut short")
-            imm = (imm & 0xFFFFFFFF) | (slots[index + 1][3] & 0xFFFFFFFF) << 32
-        yield Instruction(index, code, dst, src, off, imm)
-        index += 2 if code == LD_IMM64 else 1
+            wide = one
+        else:
+            yield one
+    if wide is not None:
+        raise bad(on, f"the 64-bit load at {wide.slot} is cut short")
+
+
+def unknown(code: Iterable[Instruction]) -> Instruction | None:
+    """The first that is no instruction, or None. Looks only once at what differs in registers and numbers alone."""
+    seen: set[tuple[int, int]] = set()
+    for one in code:
+        # An atomic operation says in its immediate which it is.
+        key = one.code, one.imm if one.code & 0xE7 == 0xC3 else 0
+        if key not in seen:
+            if text(one).startswith(UNKNOWN):
+                return one
+            seen.add(key)
+    return None
 
 
 def text(one: Instruction) -> str:
     """The instruction in the notation of the verifier's log; ".8byte" words for what is no instruction."""
     form = {LD: _load, LDX: _load, ST: _store, STX: _store, ALU: _alu, ALU64: _alu}.get(one.code & 7, _jump)
-    return form(one) or f"unknown code {one.code:#04x}"
+    return form(one) or f"{UNKNOWN} {one.code:#04x}"
 
 
 def _load(one: Instruction) -> str:

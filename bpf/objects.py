@@ -20,13 +20,12 @@ from mapek.bpf import libbpf, syscall
 from mapek.bpf.maps import Map, wrap
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec
-from mapek.bpf.verifier import summary
+from mapek.bpf.validate import refuse
+from mapek.bpf.verifier import complaint, summary
 from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError, ObjectError, VerifierError
 
 M = TypeVar("M", bound=Map)
-MAP_MEMORY: Final = 1 << 30
-"""Bytes that one map may take; what ours take is a few MB."""
 
 # Untouched pages of it cost nothing, and the kernel wants room for the whole log before 6.4.
 _LOG_SIZE: Final = 16 << 20
@@ -88,14 +87,15 @@ def load(
         btf: a file with the BTF of this kernel, for the CO-RE relocations of one that carries none itself.
 
     Raises:
-        ObjectError: unknown names, wrong byte order, or libbpf refuses the object.
+        ObjectError: unknown names, wrong byte order, what `mapek.bpf.validate` refuses by its default rules, or
+            libbpf refuses the object.
         VerifierError: the kernel rejects a program.
         PrivilegeError: names the missing capability. FeatureError: names the kernel version that brings the
             feature.
     """
     spec.check_byteorder()
     _check_names(spec, programs, rodata or {}, (*(reuse or {}), *(max_entries or {}), *skip_maps))
-    _check_memory(spec, max_entries or {}, (*(reuse or {}), *skip_maps))
+    refuse(spec, max_entries or {}, (*(reuse or {}), *skip_maps))
     lib = libbpf.library()
     libbpf.take_prints()
     raw = ctypes.create_string_buffer(spec.raw, len(spec.raw))
@@ -172,17 +172,6 @@ def _check_names(
                 raise ObjectError(
                     "load", spec.path, f"it has no {kind} {name!r}", f"it has {', '.join(known) or 'none'}"
                 )
-
-
-def _check_memory(spec: ObjectSpec, max_entries: Mapping[str, int], not_made: Collection[str]) -> None:
-    """A map of a damaged object may ask for more than the machine has, and the kernel would try."""
-    for name, definition in spec.maps.items():
-        entries = max_entries.get(name, definition.max_entries)
-        per_entry = -(-definition.key_size // 8) * 8 + -(-definition.value_size // 8) * 8
-        size = entries if definition.type == "ringbuf" else entries * max(per_entry, 8)
-        if name not in not_made and size > MAP_MEMORY:
-            why = f"map {name} would take {size >> 20} MiB, more than {MAP_MEMORY >> 20}"
-            raise ObjectError("load", spec.path, why, "set max_entries")
 
 
 def _maps_of(lib: ctypes.CDLL, handle: int) -> list[tuple[str, int]]:
@@ -314,7 +303,10 @@ def _load_error(spec: ObjectSpec, code: int, log: mmap.mmap) -> MapekError:
         line = summary(text)
         if needs := version_of_complaint(line):
             return FeatureError("load", on, line, f"it needs {needs}")
-        return VerifierError("load", on, line, "the whole log is in .log", log=text)
+        found = complaint(text)
+        held = f" ({found.register})" if ", which" in found.register else ""
+        do = f"{found.cure}; the whole log is in .log" if found.cure else "the whole log is in .log"
+        return VerifierError("load", on, line + held, do, log=text)
     if code == errno.ESRCH:
         do = "use a kernel with CONFIG_DEBUG_INFO_BTF, or an object without CO-RE relocations"
         return FeatureError("load", on, said or "the kernel has no BTF", do)

@@ -1,0 +1,231 @@
+"""Whether the CO-RE relocations of an object can be resolved on a kernel, without asking the kernel to load it.
+
+A kernel's BTF has more than a hundred thousand types, of which an object wants a handful: only the heads of records are
+walked, and only types of a wanted name are read. libbpf does the same match anew when it loads, and it is the judge.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+from mapek.bpf import btf as b
+from mapek.bpf.anatomy import Anatomy
+from mapek.bpf.btf_ext import CoreRelocation
+from mapek.bpf.elf import bad
+from mapek.bpf.validate import Finding
+from mapek.errors import ObjectError
+
+VMLINUX: Final = "/sys/kernel/btf/vmlinux"
+_MAX_FILE: Final = 64 << 20
+_ASKS: Final = ("field_exists", "type_exists", "enumval_exists", "type_matches", "type_id_local")
+"""Kinds that cannot fail: "no" is an answer to them."""
+_PER_MEMBER: Final = {b.STRUCT: 12, b.UNION: 12, b.ENUM: 8, b.ENUM64: 12, b.FUNC_PROTO: 8, b.DATASEC: 12}
+_FIXED: Final = {b.INT: 4, b.ARRAY: 12, b.VAR: 4, b.DECL_TAG: 4}
+_FAMILIES: Final = {b.STRUCT: "composite", b.UNION: "composite", b.ENUM: "enum", b.ENUM64: "enum"}
+
+
+class KernelBtf:
+    """The types of a kernel, of which few are read. Raises ObjectError for what is no BTF."""
+
+    def __init__(self, data: bytes, on: str, order: str) -> None:
+        mark = "<" if order == "little" else ">"
+        if len(data) < 24:
+            raise bad(on, f"BTF is truncated at {len(data)} bytes")
+        magic, version, _, header, type_off, type_len, str_off, str_len = struct.unpack_from(
+            mark + "HBBIIIII", data
+        )
+        if magic != b.MAGIC or version != 1:
+            raise bad(on, f"BTF magic {magic:#x} version {version}")
+        end = header + type_off + type_len
+        if header < 24 or max(end, header + str_off + str_len) > len(data):
+            raise bad(on, "BTF is truncated or its header lies")
+        self._data, self._mark, self._on = data, mark, on
+        self._strings = data[header + str_off : header + str_off + str_len]
+        self._head = struct.Struct(mark + "III")
+        # By id; id 0 is void.
+        self._at = [0]
+        self._named: dict[int, list[int]] = {}
+        self._walk(header + type_off, end)
+
+    def _walk(self, at: int, end: int) -> None:
+        unpack, data, found, named = self._head.unpack_from, self._data, self._at, self._named
+        while at + 12 <= end:
+            name, word, _ = unpack(data, at)
+            kind = word >> 24 & 31
+            if kind in _FAMILIES or kind == b.TYPEDEF:
+                named.setdefault(name, []).append(len(found))
+            found.append(at)
+            at += 12
+            if kind in _PER_MEMBER:
+                at += _PER_MEMBER[kind] * (word & 0xFFFF)
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            elif not 0 < kind <= b.ENUM64:
+                raise bad(self._on, f"BTF kind {kind} is unknown")
+        if at != end:
+            raise bad(self._on, "BTF is cut short")
+
+    @classmethod
+    def read(cls, path: str, order: str) -> KernelBtf:
+        """The BTF in a file, raw as in /sys/kernel/btf. Raises ObjectError."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_FILE + 1)
+        except (OSError, ValueError) as error:
+            raise ObjectError("read BTF", path, str(error), "give the BTF of the kernel it is for") from error
+        if len(data) > _MAX_FILE:
+            raise bad(path, f"it has more than {_MAX_FILE >> 20} MiB")
+        return cls(data, path, order)
+
+    def named(self, name: str, kind: int) -> list[int]:
+        """Ids of types of that name that are of the same family as `kind` (struct and union, or enum)."""
+        places, wanted, start = set(), name.encode(), 0
+        while (at := self._strings.find(b"\0" + wanted + b"\0", start)) >= 0:
+            places.add(at + 1)
+            start = at + 1
+        family = _FAMILIES.get(kind)
+        ids = [ident for place in places for ident in self._named.get(place, ())]
+        return [i for i in ids if (_FAMILIES.get(self.kind(i)) == family if family else self.kind(i) == kind)]
+
+    def kind(self, ident: int) -> int:
+        """Of a type."""
+        return self._read(ident)[1] >> 24 & 31
+
+    def _read(self, ident: int) -> tuple[int, int, int]:
+        if not 0 < ident < len(self._at):
+            return 0, 0, 0
+        name, word, size_or_type = self._head.unpack_from(self._data, self._at[ident])
+        return name, word, size_or_type
+
+    def resolve(self, ident: int) -> int:
+        """The id behind typedefs and qualifiers; 0 for a loop."""
+        for _ in range(32):
+            _, word, target = self._read(ident)
+            if word >> 24 & 31 not in (b.TYPEDEF, b.VOLATILE, b.CONST, b.RESTRICT, b.TYPE_TAG):
+                return ident
+            ident = target
+        return 0
+
+    def element(self, ident: int) -> int:
+        """The type of an array's elements, 0 for what is no array."""
+        ident = self.resolve(ident)
+        if self.kind(ident) != b.ARRAY:
+            return 0
+        element: int = self._head.unpack_from(self._data, self._at[ident] + 12)[0]
+        return element
+
+    def members(self, ident: int) -> list[tuple[str, int]]:
+        """(name, type) of a struct's or union's members, (name, 0) of an enum's values."""
+        _, word, _ = self._read(ident)
+        kind, count, at = word >> 24 & 31, word & 0xFFFF, self._at[ident] + 12
+        if kind not in _FAMILIES:
+            return []
+        size = _PER_MEMBER[kind]
+        rows = (struct.unpack_from(self._mark + "II", self._data, at + i * size) for i in range(count))
+        composite = _FAMILIES[kind] == "composite"
+        return [(self._text(name), type_ if composite else 0) for name, type_ in rows]
+
+    def member(self, ident: int, name: str, depth: int = 0) -> int | None:
+        """The type of the member `name`, looked for in members without a name too; None where there is none."""
+        for called, type_ in self.members(self.resolve(ident)):
+            if called == name:
+                return type_
+            if not called and depth < 8 and (found := self.member(type_, name, depth + 1)) is not None:
+                return found
+        return None
+
+    def _text(self, offset: int) -> str:
+        end = self._strings.find(b"\0", offset)
+        return self._strings[offset:end].decode("utf-8", "replace")
+
+
+def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
+    """A finding for each relocation that this kernel has no type or member for.
+
+    It warns and does not refuse where the function asks by `bpf_core_..._exists` before it uses what may be missing.
+
+    Args:
+        path: of the kernel's BTF; None: this kernel's, if it can be read.
+    """
+    if anatomy is None or not any(one.relocations for one in anatomy.functions.values()):
+        return
+    if path is None and not os.access(VMLINUX, os.R_OK):
+        yield Finding(
+            "warn", "CO-RE", "this kernel has no readable BTF", "give that of the kernel with --btf"
+        )
+        return
+    kernel = KernelBtf.read(path or VMLINUX, anatomy.spec.byteorder)
+    known: dict[tuple[int, str], str] = {}
+    for function in anatomy.functions.values():
+        asks = any(one.kind in _ASKS for one in function.relocations)
+        said = set()
+        for one in function.relocations:
+            key = one.type, one.access
+            if one.kind in _ASKS:
+                continue
+            if key not in known:
+                known[key] = _missing(anatomy.spec.btf, one, kernel)
+            if known[key] and known[key] not in said:
+                said.add(known[key])
+                line = function.line((one.offset - function.start) // 8)
+                at = f" ({line.file}:{line.number})" if line else ""
+                do = (
+                    "it asks if things exist, so this may be meant"
+                    if asks
+                    else "it cannot run on that kernel"
+                )
+                why = f"the kernel has no {known[key]}{at}"
+                yield Finding("warn" if asks else "refuse", f"function {function.name}", why, do)
+
+
+def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
+    """What the kernel lacks for a relocation, in words, or ""."""
+    try:
+        path = [int(word) for word in one.access.split(":")]
+    except ValueError:
+        raise bad(local.on, f"a relocation has the path {one.access[:80]!r}") from None
+    root = local.resolve(one.type)
+    kind = {b.STRUCT: "struct", b.UNION: "union", b.ENUM: "enum", b.ENUM64: "enum"}.get(root.kind)
+    if kind is None:
+        return ""
+    # What follows three underscores tells two local views of one kernel type apart.
+    name = root.name.split("___")[0] or root.name
+    candidates = kernel.named(name, root.kind)
+    if not candidates:
+        return f"{kind} {name}"
+    if one.kind.startswith("type_") or (kind == "enum" and not one.kind.startswith("enumval")):
+        return ""
+    if kind == "enum":
+        if not 0 <= path[0] < len(root.members):
+            raise bad(local.on, f"a relocation names value {path[0]} of {len(root.members)} of enum {name}")
+        wanted = root.members[path[0]].name.split("___")[0]
+        there = any(wanted == value for ident in candidates for value, _ in kernel.members(ident))
+        return "" if there else f"value {wanted} in enum {name}"
+    return _walk(local, root, path[1:], name, candidates, kernel)
+
+
+def _walk(
+    local: b.Btf, root: b.Type, path: list[int], name: str, candidates: list[int], kernel: KernelBtf
+) -> str:
+    here, places = root, candidates
+    for index in path:
+        if here.kind == b.ARRAY:
+            here = local.resolve(here.array[0])
+            places = [element for place in places if (element := kernel.element(place))]
+            continue
+        if here.kind not in (b.STRUCT, b.UNION) or not 0 <= index < len(here.members):
+            raise bad(
+                local.on, f"a relocation names member {index} of {here.name or 'a type'}, which has none"
+            )
+        member = here.members[index]
+        here = local.resolve(member.type)
+        if not member.name:
+            continue
+        name = f"{name}.{member.name}"
+        places = [found for place in places if (found := kernel.member(place, member.name)) is not None]
+        if not places:
+            return f"member {name}"
+    return ""

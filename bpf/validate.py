@@ -1,0 +1,270 @@
+"""Judges an object before any kernel sees it: licence, program types, helpers, code, maps, relocations, origin.
+
+Static and without privileges. It knows less than the kernel's verifier, which remains the last judge, and more than it
+about what an operator wants: which helpers, how much memory, whose object. What it refuses, the loader refuses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from mapek.bpf import btf, helpers
+from mapek.bpf import elf as elf_module
+from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function, take_apart
+from mapek.bpf.instructions import unknown
+from mapek.bpf.rules import Rules
+from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
+from mapek.errors import ObjectError
+
+Severity = Literal["refuse", "warn"]
+
+# License strings that the kernel takes for GPL-compatible, from include/linux/license.h.
+GPL_COMPATIBLE: Final = frozenset(
+    ("GPL", "GPL v2", "GPL and additional rights", "Dual BSD/GPL", "Dual MIT/GPL", "Dual MPL/GPL")
+)
+_REFERRING: Final = (btf.PTR, btf.TYPEDEF, btf.VOLATILE, btf.CONST, btf.RESTRICT, btf.FUNC, btf.VAR)
+_PER_CPU: Final = ("percpu_hash", "percpu_array", "lru_percpu_hash", "percpu_cgroup_storage")
+# A hash's element beside key and value, an LPM trie's node: struct htab_elem and lpm_trie_node, rounded up.
+_ELEMENT: Final = {"hash": 48, "lru_hash": 72, "percpu_hash": 56, "lru_percpu_hash": 80, "lpm_trie": 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: where, why, and what to do. "refuse" keeps the object from being loaded."""
+
+    severity: Severity
+    place: str
+    why: str
+    do: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}" + (f"; {self.do}" if self.do else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a program with all that it calls: slots, and the longest way through that goes round no loop twice."""
+
+    slots: int
+    longest: int
+    loops: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one object."""
+
+    path: str
+    sha256: str
+    license: str
+    byteorder: str
+    sizes: dict[str, Size]
+    map_bytes: int
+    findings: tuple[Finding, ...]
+    anatomy: Anatomy | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing in it is refused."""
+        return not any(one.severity == "refuse" for one in self.findings)
+
+    def error(self) -> ObjectError | None:
+        """The first thing that is refused, and how many more there are; None where nothing is."""
+        refused = [one for one in self.findings if one.severity == "refuse"]
+        if not refused:
+            return None
+        more = f" (and {len(refused) - 1} more; see mapek bpf validate)" if len(refused) > 1 else ""
+        one = refused[0]
+        return ObjectError("validate", self.path, f"{one.place}: {one.why}{more}", one.do)
+
+
+def validate(spec: ObjectSpec, rules: Rules | None = None) -> Report:
+    """Judge a parsed object. Raises ObjectError only where its code cannot even be taken apart."""
+    rules = rules or Rules()
+    anatomy = take_apart(spec)
+    sizes = {name: _size(anatomy, name) for name in spec.programs}
+    digest = hashlib.sha256(spec.raw).hexdigest()
+    findings = [
+        *_origin(spec, rules, digest),
+        *_license(spec, anatomy),
+        *_programs(spec, rules),
+        *(found for one in spec.programs.values() for found in _calls(one, anatomy, rules)),
+        *(found for function in anatomy.functions.values() for found in _code(function)),
+        *_sizes(sizes, anatomy, rules),
+        *_types(spec),
+        *check_maps(spec, rules),
+    ]
+    taken = sum(map_bytes(one, rules.cpus) for one in spec.maps.values())
+    return Report(spec.path, digest, spec.license, spec.byteorder, sizes, taken, tuple(findings), anatomy)
+
+
+_verdicts: dict[bytes, ObjectError | None] = {}
+
+
+def refuse(spec: ObjectSpec, max_entries: Mapping[str, int], without: Collection[str]) -> None:
+    """What `load` asks: raises ObjectError for an object that `validate` refuses by the default rules.
+
+    Args:
+        max_entries: sizes of maps, by name, that differ from those of the object.
+        without: maps that will not be made.
+
+    The verdict on the code is kept: an object is often loaded once for each interface.
+    """
+    key = hashlib.sha256(spec.raw).digest()
+    if key not in _verdicts:
+        if len(_verdicts) >= 64:
+            _verdicts.clear()
+        # The maps are judged below, by the sizes that they will have.
+        report = validate(spec, Rules(map_bytes=1 << 60))
+        _verdicts[key] = report.error()
+    if (error := _verdicts[key]) is not None:
+        raise ObjectError(error.tried, spec.path, error.why, error.do)
+    for found in check_maps(spec, Rules(), max_entries, without):
+        raise ObjectError("load", spec.path, found.why, found.do)
+
+
+def map_bytes(one: MapSpec, cpus: int) -> int:
+    """About what a map takes when it is full, in bytes: what the kernel allocates but for the allocator's rounding."""
+    if one.type in ("ringbuf", "user_ringbuf"):
+        return one.max_entries
+    value = -(-one.value_size // 8) * 8 * (cpus if one.type in _PER_CPU else 1)
+    key = 0 if "array" in one.type else -(-one.key_size // 8) * 8
+    return one.max_entries * max(8, key + value + _ELEMENT.get(one.type, 0))
+
+
+def _size(anatomy: Anatomy, program: str) -> Size:
+    functions = anatomy.reach(program)
+    loops = sum(len(one.flow.back_edges) for one in functions)
+    return Size(sum(one.slots for one in functions), anatomy.longest(program), loops)
+
+
+def _origin(spec: ObjectSpec, rules: Rules, digest: str) -> Iterator[Finding]:
+    if rules.sha256 is not None and digest not in rules.sha256:
+        yield Finding(
+            "refuse", "object", f"its SHA-256 {digest} is not on the list", "add it when it is known"
+        )
+    if spec.byteorder != rules.byteorder:
+        why = f"it is {spec.byteorder}-endian, the machine {rules.byteorder}"
+        yield Finding("refuse", "object", why, "take the object built for the other byte order")
+
+
+def _license(spec: ObjectSpec, anatomy: Anatomy) -> Iterator[Finding]:
+    elf = elf_module.parse(spec.raw, spec.path)
+    sections = [one for one in elf.sections if one.name == "license"]
+    strings = [one for section in sections for one in bytes(section.data).split(b"\0") if one]
+    if len(strings) != 1:
+        yield Finding("refuse", "license", f"it has {len(strings)} licences", "give it exactly one")
+    if spec.license in GPL_COMPATIBLE:
+        return
+    for name in spec.programs:
+        wanted = sorted({one for one in _helpers(anatomy.reach(name)) if one in helpers.GPL_ONLY})
+        if wanted:
+            why = (
+                f"{', '.join(wanted)} only serve GPL-compatible programs, and the licence is {spec.license!r}"
+            )
+            yield Finding("refuse", f"program {name}", why, "license it so, or do without")
+
+
+def _programs(spec: ObjectSpec, rules: Rules) -> Iterator[Finding]:
+    if not spec.programs:
+        yield Finding("refuse", "object", "it has no programs", "compile it with SEC() on a function")
+    for program in spec.programs.values():
+        if program.type not in rules.helpers:
+            yield Finding(
+                "refuse", f"program {program.name}", _type(program), "allow the type if it is meant"
+            )
+
+
+def _type(program: ProgramSpec) -> str:
+    if program.type == "unspec":
+        return f"nothing is known of section {program.section!r}"
+    return f"programs of type {program.type} are not allowed"
+
+
+def _helpers(functions: tuple[Function, ...]) -> set[str]:
+    return {helpers.name(number) for function in functions for _, number in function.helpers()}
+
+
+def _calls(program: ProgramSpec, anatomy: Anatomy, rules: Rules) -> Iterator[Finding]:
+    functions, place = anatomy.reach(program.name), f"program {program.name}"
+    allowed = set(rules.helpers.get(program.type, ()))
+    for helper in sorted(_helpers(functions) - allowed) if program.type in rules.helpers else ():
+        effect = ", ".join(helpers.effects([helper]))
+        why = f"helper {helper.removeprefix('helper ')} is not allowed in {program.type}" + (
+            f": it {effect}" if effect else ""
+        )
+        yield Finding("refuse", place, why + _where(functions, helper), "allow it if it is meant")
+    for kfunc in sorted({one for function in functions for _, one in function.kfuncs()} - set(rules.kfuncs)):
+        why = f"kernel function {kfunc or 'without a name'} is not allowed"
+        yield Finding("refuse", place, why, "allow it if it is meant")
+
+
+def _where(functions: tuple[Function, ...], helper: str) -> str:
+    for function in functions:
+        for one, number in function.helpers():
+            if helpers.name(number) == helper and (line := function.line(one.slot)):
+                return f" ({line.file}:{line.number})"
+    return ""
+
+
+def _code(function: Function) -> Iterator[Finding]:
+    flow, place = function.flow, f"function {function.name}"
+    if flow.strays:
+        line = function.line(flow.strays[0])
+        where = f" ({line.file}:{line.number})" if line else ""
+        yield Finding("refuse", place, f"instruction {flow.strays[0]}{where} leaves it", "compile it anew")
+    if flow.unreachable:
+        why = f"{len(flow.unreachable)} instructions from {flow.unreachable[0]} on cannot be reached"
+        yield Finding("refuse", place, why, "no kernel loads that: compile it anew")
+    if (one := unknown(function.code)) is not None:
+        yield Finding("refuse", place, f"instruction {one.slot} is none: {one}", "compile it anew")
+
+
+def _sizes(sizes: dict[str, Size], anatomy: Anatomy, rules: Rules) -> Iterator[Finding]:
+    for name, size in sizes.items():
+        if size.slots > rules.slots:
+            why = f"{size.slots} instructions, more than {rules.slots}"
+            yield Finding("refuse", f"program {name}", why, "make it smaller")
+        if anatomy.depth(name) > MAX_DEPTH:
+            why = f"its functions call each other more than {MAX_DEPTH} deep, or for ever"
+            yield Finding("refuse", f"program {name}", why, "call less deep; no kernel loads that")
+
+
+def _types(spec: ObjectSpec) -> Iterator[Finding]:
+    known = {one.name for one in spec.btf.types if one.kind == btf.FUNC}
+    for name in spec.programs:
+        if name not in known:
+            yield Finding("warn", f"program {name}", "BTF does not know it", "compile it with -g")
+    last = len(spec.btf.types) - 1
+    lost = [one for one in spec.btf.types if one.kind in _REFERRING and one.size_or_type > last]
+    if lost:
+        why = f"{lost[0].name or 'a type'} refers to type {lost[0].size_or_type}, and the last is {last}"
+        yield Finding("refuse", "BTF", why, "compile it anew")
+
+
+def check_maps(
+    spec: ObjectSpec,
+    rules: Rules,
+    max_entries: Mapping[str, int] | None = None,
+    without: Collection[str] = (),
+) -> Iterator[Finding]:
+    """What is wrong with an object's maps, where some have other sizes and some are not made."""
+    made = [
+        replace(one, max_entries=(max_entries or {}).get(name, one.max_entries))
+        for name, one in spec.maps.items()
+        if name not in without
+    ]
+    if len(made) > rules.maps:
+        yield Finding("refuse", "maps", f"{len(made)} of them, more than {rules.maps}", "use fewer")
+    for one in made:
+        if one.type.split(" ")[0] in ("unspec", "type"):
+            yield Finding("refuse", f"map {one.name}", f"its type is {one.type}", "use a type that is known")
+    taken = sum(map_bytes(one, rules.cpus) for one in made)
+    if taken > rules.map_bytes:
+        largest = max(made, key=lambda one: map_bytes(one, rules.cpus))
+        size = map_bytes(largest, rules.cpus) >> 20
+        why = f"map {largest.name} would take {size} MiB, all maps {taken >> 20}, more than {rules.map_bytes >> 20}"
+        yield Finding("refuse", "maps", why, "set max_entries")

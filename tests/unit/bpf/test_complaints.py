@@ -1,0 +1,67 @@
+"""Logs of this kernel's verifier, recorded from the programs in tests/netns/bpf/rejected, and what people are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mapek.bpf.verifier import Complaint, complaint
+
+LOGS = Path(__file__).parent / "logs"
+
+
+@pytest.mark.parametrize(
+    ("name", "register", "number", "cure"),
+    [
+        ("packet_bounds", "R1, which is pkt(r=0)", 23, "data_end"),
+        ("null_value", "R0, which is map_value_or_null(id=1,map=numbers,ks=4,vs=32)", 32, "NULL"),
+        ("value_bounds", "R0, which is map_value(map=numbers,ks=4,vs=32)", 41, "size of the map's value"),
+        ("unbounded_index", "R0, which is map_value(map=numbers", 50, "bound the index"),
+        ("not_set", "R5", 58, "on every way"),
+        ("no_end", "R1, which is 1", 65, "bound that shrinks"),
+        ("kept", "", 76, "release on every way"),
+        ("other_type", "", 82, "helper that this program type"),
+        ("no_pointer", "R0, which is scalar()", 90, "bpf_probe_read_kernel"),
+        ("context_field", "", 96, "field that this program type has"),
+        ("deep_stack", "R10, which is fp0", 102, "less than 512 bytes"),
+        ("wrong_argument", "R1, which is", 109, "give the helper what it wants"),
+        ("licence", "", 0, "license it so"),
+    ],
+)
+def test_each_kind_names_the_register_the_line_and_the_cure(name: str, register: str, number: int, cure: str):
+    found = complaint((LOGS / f"{name}.log").read_text("utf-8"))
+    assert found.register.startswith(register)
+    assert bool(found.register) == bool(register)
+    assert cure in found.cure
+    if number:
+        assert found.place == f"rejected.bpf.c:{number}"
+        source = (Path(__file__).parents[2] / "netns/bpf/rejected/rejected.bpf.c").read_text("utf-8")
+        assert found.line in source.splitlines()[number - 1]
+
+
+def test_every_recorded_log_is_looked_at():
+    names = {one.stem for one in LOGS.glob("*.log")}
+    assert len(names) >= 10
+    assert all(complaint((LOGS / f"{name}.log").read_text("utf-8")).cure for name in names)
+
+
+def test_a_program_that_is_too_large():
+    found = complaint(
+        "12: (bf) r6 = r1\nBPF program is too large. Processed 1000001 insn\nprocessed 1000001 insns\n"
+    )
+    assert "make loops shorter" in found.cure
+
+
+@pytest.mark.parametrize("log", ["", "\0" * 9, "processed 5 insns (limit 1000000)\n"])
+def test_no_complaint(log: str):
+    assert complaint(log) == Complaint("")
+
+
+def test_an_unknown_complaint_has_no_cure():
+    assert complaint("0: (95) exit\nsomething new\n") == Complaint("something new")
+
+
+def test_code_that_comes_from_no_line_does_not_hide_the_line_before():
+    found = complaint("; good line @ a.c:7\n1: (07) r2 += -4\n;  @ a.c:0\n2: (95) exit\nR0 !read_ok\n")
+    assert (found.place, found.line) == ("a.c:7", "good line")
