@@ -16,7 +16,7 @@ import select
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,16 +112,6 @@ class Layout:
         return Batch(consumer, records, discarded, foreign)
 
 
-class _Reader(Protocol):
-    """Where batches come from."""
-
-    def take(self) -> Batch:
-        """What lies there; the room is the kernel's again."""
-
-    def close(self) -> None:
-        """Unmap."""
-
-
 class _Mapped:
     """The ring's pages in our memory."""
 
@@ -140,7 +130,7 @@ class _Mapped:
         self._layout, self._most = layout, most
 
     def take(self) -> Batch:
-        """All records are copied out before the store that gives their room back."""
+        """What lies there; all records are copied out before the store that gives their room back."""
         consumer, producer = int(self._consumer[0]), int(self._producer[0])
         found = self._layout.batch(self._data, consumer, producer, self._most)
         if found.position != consumer:
@@ -215,12 +205,13 @@ class RingBatches:
         self.records = self.discarded = self.foreign = 0
         self.direct = reads_directly() if direct is None else direct
         layout = Layout(record)
-        self._reader: _Reader | None = (_Mapped if self.direct else _Called)(ring, layout, most)
+        self._reader: _Mapped | _Called | None = (_Mapped if self.direct else _Called)(ring, layout, most)
         self._empty = np.empty(0, layout.record)
         self._callback, self._most = callback, most
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tick_s = 0.0
         self._timer: asyncio.Handle | None = None
+        self._again: asyncio.Handle | None = None
         # Edge-triggered: a ring that is written to all the time is always readable, and a level-triggered
         # reader would be called for every few records instead of when the program says so.
         self._edge = select.epoll()
@@ -237,8 +228,14 @@ class RingBatches:
         return found.records
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None, *, tick_s: float = 0.0) -> None:
-        """Deliver batches on `loop` (default: the running one) when the program wakes us, and every `tick_s`
-        seconds, if that is not 0, what it did not wake us for."""
+        """Deliver batches on `loop` (default: the running one) when the program wakes us.
+
+        Args:
+            tick_s: 0: after a wake-up, until nothing lies there, which a program that submits with default flags
+                needs and a flood pays for with small batches. Else a wake-up brings what lies there then, and
+                a tick every so many seconds the rest: large batches, for programs that decide about wake-ups;
+                with default flags a record may come as late as the tick.
+        """
         self.stop()
         self._loop = loop or asyncio.get_running_loop()
         self._tick_s = tick_s
@@ -251,9 +248,10 @@ class RingBatches:
         if self._loop is not None:
             self._loop.remove_reader(self._edge.fileno())
             self._loop = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._again):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._again = None
 
     def close(self) -> None:
         """Stop and unmap; twice is fine."""
@@ -278,10 +276,17 @@ class RingBatches:
         loop = self._loop
         if loop is None:
             return
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        before = self.records + self.discarded + self.foreign
         try:
             found = self.take()
-            if len(found) >= self._most:
-                loop.call_soon(self._deliver)
+            passed = self.records + self.discarded + self.foreign - before
+            # By default flags the kernel wakes only a reader that has caught up, and a record that is done
+            # between our look and our store finds one that has not.
+            if passed >= (self._most if self._tick_s > 0 else 1):
+                self._again = loop.call_soon(self._deliver)
             if len(found) and self._callback is not None:
                 self._callback(found)
         except Exception as error:

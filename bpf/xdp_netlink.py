@@ -28,17 +28,18 @@ if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
 T = TypeVar("T")
-# enum xdp_attached in linux/if_link.h
-_MODES: Final = {1: "native", 2: "generic", 3: "offloaded", 4: "several"}
 _RTM_GETLINK: Final = 18
-_IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
+_IFLA_XDP: Final = 43
+# IFLA_XDP_DRV_PROG_ID, SKB and HW: IFLA_XDP_PROG_ID is not told when programs run in several modes.
+_MODES: Final = {5: "native", 6: "generic", 7: "offloaded"}
 _IF_NOEXIST: Final = 1 << 0
 _REPLACE: Final = 1 << 4
 
 
 @dataclass(frozen=True, slots=True)
 class XdpState:
-    """What an interface runs: mode ("native", "generic", ...) and program id."""
+    """What an interface runs: mode ("native", "generic" or "offloaded") and program id; the program on the CPU
+    where there is one in the hardware besides."""
 
     mode: str
     program_id: int
@@ -88,11 +89,17 @@ def read_xdp(ifindex: int) -> XdpState | None:
         raise AttachError(
             "read xdp of", interface_name(ifindex), why, "check the network namespace"
         ) from error
-    xdp = rtnl.attributes(rtnl.attributes(link, 16).get(_IFLA_XDP, b""))
-    mode, ident = xdp.get(_IFLA_XDP_ATTACHED, b""), xdp.get(_IFLA_XDP_PROG_ID, b"")
-    if not any(mode[:1]) or len(ident) != 4:
-        return None
-    return XdpState(_MODES.get(mode[0], "unknown"), struct.unpack("=I", ident)[0])
+    return parse_xdp(rtnl.attributes(link, 16).get(_IFLA_XDP, b""))
+
+
+def parse_xdp(nested: bytes) -> XdpState | None:
+    """The same from the attribute IFLA_XDP of a link's message."""
+    told = rtnl.attributes(nested)
+    for attribute, mode in _MODES.items():
+        ident = told.get(attribute, b"")
+        if len(ident) == 4 and any(ident):
+            return XdpState(mode, struct.unpack("=I", ident)[0])
+    return None
 
 
 def program_name(ident: int) -> str:

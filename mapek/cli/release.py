@@ -1,8 +1,9 @@
 """`mapek release`: ends what agents of this network namespace left running on purpose, and nothing else.
 
 An agent that stops leaves its reflector answering, pinned, so that a restart is no failure to its neighbours.
-Who stops for good runs this. An agent that still runs is told by its open descriptor of the very link, in
-/proc of every process that we can see; one in a PID namespace that we cannot see would go unnoticed.
+Who stops for good runs this. One that was killed leaves its clsact filters, too, where the kernel has no tcx. An
+agent that still runs is told by its open descriptor of the very link or program, in /proc of every process that
+we can see; one in a PID namespace that we cannot see would go unnoticed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ from mapek.errors import AttachError, MapekError, PrivilegeError
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+    from mapek.bpf.clsact import ClsactFilter
     from mapek.bpf.xdp import Link
 
 PINS: Final = Path("/sys/fs/bpf/mapek")
@@ -29,15 +31,17 @@ _OURS: Final = "dispatcher"
 
 
 @dataclass(frozen=True)
-class Pinned:
-    """A chain found under a namespace's pins, or what is in the place of one.
+class Left:
+    """Something that was left: a chain under a namespace's pins, or what is in the place of one; or a tc filter.
 
-    `keep` says why it must stay; empty for what may be removed.
+    `path` is its pin, or its direction, handle and name. `keep` says why it must stay; empty for what may be
+    removed.
     """
 
     interface: str
     path: str
     keep: str = ""
+    kind: str = "chain"
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,16 +54,16 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def _release(arguments: argparse.Namespace) -> int:
     folder = PINS / str(os.stat("/proc/thread-self/ns/net").st_ino)
-    found = release(folder, dry_run=arguments.dry_run)
+    found = [*release(folder, dry_run=arguments.dry_run), *release_filters(dry_run=arguments.dry_run)]
     if arguments.json:
         print(json.dumps([asdict(one) for one in found]))
     else:
         verb = "would remove" if arguments.dry_run else "removed"
         for one in found:
             word = (
-                f"kept {one.path}: {one.keep}"
+                f"kept the {one.kind} of {one.interface} ({one.path}): {one.keep}"
                 if one.keep
-                else f"{verb} the chain of {one.interface} ({one.path})"
+                else f"{verb} the {one.kind} of {one.interface} ({one.path})"
             )
             print(word)
         if not found:
@@ -67,7 +71,7 @@ def _release(arguments: argparse.Namespace) -> int:
     return 1 if any(one.keep for one in found) else 0
 
 
-def release(folder: Path, *, dry_run: bool = False) -> list[Pinned]:
+def release(folder: Path, *, dry_run: bool = False) -> list[Left]:
     """Detach and unpin every chain below `folder`, one a directory; returns what there was.
 
     Blocks for an RCU grace period each. What is in use, or is not ours, is kept and says why in `keep`.
@@ -86,7 +90,7 @@ def release(folder: Path, *, dry_run: bool = False) -> list[Pinned]:
     return found
 
 
-def _one(place: Path, dry_run: bool) -> Pinned:
+def _one(place: Path, dry_run: bool) -> Left:
     try:
         _check_names(place)
         link = _link(place)
@@ -95,7 +99,7 @@ def _one(place: Path, dry_run: bool) -> Pinned:
             if link is not None:
                 _check_idle(link)
             if dry_run:
-                return Pinned(place.name, str(place))
+                return Left(place.name, str(place))
             if link is not None:
                 link.detach()
         finally:
@@ -104,10 +108,10 @@ def _one(place: Path, dry_run: bool) -> Pinned:
         (place / "chain").unlink(missing_ok=True)
         place.rmdir()
     except MapekError as error:
-        return Pinned(place.name, str(place), error.why)
+        return Left(place.name, str(place), error.why)
     except OSError as error:
-        return Pinned(place.name, str(place), error.strerror or str(error))
-    return Pinned(place.name, str(place))
+        return Left(place.name, str(place), error.strerror or str(error))
+    return Left(place.name, str(place))
 
 
 def _check_names(place: Path) -> None:
@@ -162,33 +166,48 @@ def _check_chain(place: Path) -> None:
 
 
 def _check_idle(link: Link) -> None:
-    users = [f"{_command(pid)} (pid {pid})" for pid in _users(link.id)]
-    if users:
-        raise AttachError("release", link.pinned, f"in use by {', '.join(users)}; stop it first")
+    if users := _users("link", link.id):
+        raise AttachError("release", link.pinned, f"in use by {users}; stop it first")
 
 
-def _users(link_id: int) -> Iterator[int]:
-    """Other processes that hold a descriptor of the link, as far as /proc shows them."""
-    wanted = f"{link_id}"
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit() or int(process.name) == os.getpid():
-            continue
-        try:
-            handles = [one for one in (process / "fd").iterdir() if "bpf" in os.readlink(one)]
-        except OSError:
-            continue
-        for handle in handles:
-            try:
-                lines = (process / "fdinfo" / handle.name).read_text().splitlines()
-            except OSError:
-                continue
-            if any(line.split() == ["link_id:", wanted] for line in lines):
-                yield int(process.name)
-                break
+def release_filters(*, dry_run: bool = False) -> list[Left]:
+    """Remove every clsact filter that agents left in the calling thread's network namespace, and a qdisc that
+    they made and nobody else uses; returns what there was. Blocks for milliseconds each.
+
+    One is kept, and `keep` says why, while a process holds its program, or where that is not what its name says.
+    Raises FeatureError or PrivilegeError where the kernel does not tell.
+    """
+    from mapek.bpf.clsact import find_clsact
+
+    return [_filter(one, dry_run) for one in find_clsact()]
 
 
-def _command(pid: int) -> str:
+def _filter(one: ClsactFilter, dry_run: bool) -> Left:
+    from mapek.bpf.xdp_netlink import describe_program, program_name
+
+    keep = interface = ""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "a process"
+        interface = socket.if_indextoname(one.ifindex)
+        program = program_name(one.program_id)
+        # The kernel cuts a program's name at 15 characters.
+        if program != one.program[:15]:
+            about = describe_program(one.program_id)
+            keep = f"{about} is not ours" if program else f"{about} is not there or may not be read"
+        elif users := _users("prog", one.program_id):
+            keep = f"in use by {users}; stop it first"
+        elif not dry_run:
+            one.detach()
+    except MapekError as error:
+        keep = error.why
+    except OSError as error:
+        keep = error.strerror or str(error)
+    where = f"{one.direction}, handle {one.handle:#x}, {one.name}"
+    return Left(interface, where, keep, "tc filter")
+
+
+def _users(kind: str, ident: int) -> str:
+    """Other processes that hold a descriptor of a link or program, as far as /proc shows them; in words."""
+    from mapek.bpf.inventory import holders
+
+    held = dict.fromkeys(holders().get((kind, ident), ()))
+    return ", ".join(f"{one.command} (pid {one.pid})" for one in held if one.pid != os.getpid())

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from mapek.bpf import (
     LoadedObject,
     ObjectSpec,
+    Program,
     XdpLink,
     attach_tc,
     attach_tc_async,
@@ -29,10 +33,11 @@ from mapek.bpf import (
     open_link,
     read_xdp,
 )
-from mapek.bpf.tc import ClsactFilter, Direction, TcxLink, Way, open_tcx
+from mapek.bpf.clsact import PRIORITY, ClsactFilter, Direction, attach_clsact, find_clsact
+from mapek.bpf.tc import TcxLink, Way, open_tcx
 from mapek.bpf.xdp import Mode
 from mapek.bpf.xdp_netlink import with_iproute
-from mapek.errors import AttachError
+from mapek.errors import AttachError, MapekError, PrivilegeError
 from tests.netns.bpf.wires import Wire, counters, run, running, udp
 
 pytestmark = pytest.mark.kernel
@@ -314,6 +319,9 @@ async def test_a_cancelled_attach_leaves_nothing(wire: Wire, empty: LoadedObject
         await attaching
     # The thread is in the kernel: it ends, and then undoes what it did.
     await asyncio.wait_for(worker_threads_end(), 5)
+    # It has left its result to the loop, which hands it to a thread that undoes it.
+    await asyncio.sleep(0)
+    await asyncio.wait_for(worker_threads_end(), 5)
     assert read_xdp(wire.near) is None
 
 
@@ -349,15 +357,21 @@ def test_tcx_links_can_be_pinned(wire: Wire, empty_tc: LoadedObject, pin: str):
     assert not os.path.exists(pin)
 
 
+def add_filters(program: Program, ifindex: int, name: str, prio: int, handles: Iterable[int]) -> None:
+    def add(ip: IPRoute) -> None:
+        for handle in handles:
+            ip.tc(
+                "add-filter", "bpf", ifindex, handle, fd=program.fd, name=name, parent=0xFFFFFFF2, prio=prio,
+                protocol=3, direct_action=True,
+            )  # fmt: skip
+
+    with_iproute(add)
+
+
 def test_clsact_leaves_foreign_filters_alone(wire: Wire, empty_tc: LoadedObject):
     program = empty_tc.programs["empty_tc"]
     ours = attach_tc(program, wire.near, "ingress", "clsact")
-    with_iproute(
-        lambda ip: ip.tc(
-            "add-filter", "bpf", wire.near, 1, fd=program.fd, name="foreign", parent=0xFFFFFFF2, prio=10,
-            protocol=3, direct_action=True,
-        )
-    )  # fmt: skip
+    add_filters(program, wire.near, "foreign", 10, [1])
     second = attach_tc(program, wire.near, "ingress", "clsact")
     assert isinstance(ours, ClsactFilter)
     assert isinstance(second, ClsactFilter)
@@ -373,6 +387,82 @@ def test_clsact_of_somebody_else_is_kept(wire: Wire, empty_tc: LoadedObject):
     run("tc qdisc add dev near clsact")
     attach_tc(empty_tc.programs["empty_tc"], wire.near, "egress", "clsact").detach()
     assert "clsact" in run("tc qdisc show dev near")
+
+
+BOTH: tuple[Direction, Direction] = ("ingress", "egress")
+
+
+@pytest.mark.parametrize("attached", [BOTH, BOTH[::-1]])
+@pytest.mark.parametrize("first", BOTH)
+def test_the_last_of_ours_takes_our_qdisc_along(
+    wire: Wire, empty_tc: LoadedObject, attached: tuple[Direction, ...], first: Direction
+):
+    before = run("tc qdisc show dev near")
+    program = empty_tc.programs["empty_tc"]
+    links = {way: attach_tc(program, wire.near, way, "clsact") for way in attached}
+    links.pop(first).detach()
+    assert "clsact" in run("tc qdisc show dev near")
+    (last,) = links.values()
+    last.update(program)
+    last.detach()
+    assert run("tc qdisc show dev near") == before
+
+
+def test_our_qdisc_is_kept_for_a_foreign_filter(wire: Wire, empty_tc: LoadedObject):
+    program = empty_tc.programs["empty_tc"]
+    links = [attach_tc(program, wire.near, way, "clsact") for way in BOTH]
+    add_filters(program, wire.near, "foreign", 10, [1])
+    for link in links:
+        link.detach()
+    assert "foreign" in run("tc filter show dev near ingress")
+
+
+def without_privilege(call: Callable[[], None]) -> BaseException | None:
+    """What `call` raises in a thread without capabilities."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        header = struct.pack("=Ii", 0x20080522, 0)
+        assert ctypes.CDLL(None, use_errno=True).capset(header, bytes(24)) == 0
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return raised[0] if raised else None
+
+
+def test_a_clsact_detach_that_failed_can_be_repeated(wire: Wire, empty_tc: LoadedObject):
+    link = attach_tc(empty_tc.programs["empty_tc"], wire.near, "ingress", "clsact")
+    assert isinstance(without_privilege(link.detach), PrivilegeError)
+    assert "mapek" in run("tc filter show dev near ingress")
+    link.detach()
+    assert "clsact" not in run("tc qdisc show dev near")
+
+
+def test_a_clsact_attach_that_fails_leaves_no_qdisc(wire: Wire, empty: LoadedObject):
+    with pytest.raises(MapekError):  # the kernel refuses an XDP program here
+        attach_clsact(empty.programs["empty"], wire.near, "ingress")
+    assert "clsact" not in run("tc qdisc show dev near")
+
+
+def test_more_filters_than_handles(wire: Wire, empty_tc: LoadedObject):
+    program = empty_tc.programs["empty_tc"]
+    first = attach_tc(program, wire.near, "ingress", "clsact")
+    assert isinstance(first, ClsactFilter)
+    add_filters(program, wire.near, first.name, PRIORITY, range(2, 63))
+    last = attach_tc(program, wire.near, "ingress", "clsact")
+    with pytest.raises(AttachError, match=r"63 filters of ours.*mapek release"):
+        attach_tc(program, wire.near, "ingress", "clsact")
+    assert isinstance(last, ClsactFilter)
+    assert last.handle == 63
+    assert [(one.ifindex, one.direction, one.handle, one.program_id) for one in find_clsact()] == [
+        (wire.near, "ingress", handle, program.id) for handle in range(1, 64)
+    ]
+    run("tc qdisc del dev near clsact")
 
 
 def test_a_clsact_filter_that_is_gone(wire: Wire, empty_tc: LoadedObject):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mapek.bpf import ArrayMap, ObjectSpec, RingBatches, create_map, load, object_path
-from mapek.bpf.ringbatch import reads_directly
+from mapek.bpf.ringbatch import Layout, reads_directly
 from mapek.errors import ObjectError
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
@@ -123,6 +123,46 @@ async def test_the_program_wakes_the_reader_once_enough_lies_there(direct):
         flood.run(20)
         await asyncio.sleep(0.02)
         assert sum(batches) == 25
+
+
+@pytest.mark.skipif(not reads_directly(), reason="reorders loads")
+@pytest.mark.parametrize(("record", "kept"), [("V24", 4), ("V16", 0)])
+async def test_what_comes_while_others_are_taken_needs_no_tick(monkeypatch, record, kept):
+    """By default flags the kernel wakes only a reader that has caught up, which this one never has."""
+    look, meanwhile, sizes = Layout.batch, [1, 1, 1], list[int]()
+    with load(ObjectSpec.read(object_path("xdp_counter")), rodata={"sample_every": 1}) as loaded:
+        run = loaded.programs["xdp_counter"].test_run
+
+        def interrupted(*arguments):
+            found = look(*arguments)
+            if meanwhile:
+                run(PACKET, meanwhile.pop())
+            return found
+
+        monkeypatch.setattr(Layout, "batch", interrupted)
+        with RingBatches(loaded.maps["samples"], record, lambda found: sizes.append(len(found))) as ring:
+            ring.start()
+            run(PACKET, 1)
+            await until(lambda: ring.records + ring.foreign == 4)
+        assert sum(sizes) == kept
+
+
+async def test_with_a_tick_a_wake_up_brings_one_batch():
+    """However much comes meanwhile: a program that decides about wake-ups gets its large batches."""
+    sizes: list[int] = []
+    with Flood(wake_bytes=10 * STRIDE) as flood:
+
+        def callback(found):
+            sizes.append(len(found))
+            if len(sizes) == 1:
+                flood.run(5)
+
+        with RingBatches(flood.ring, RECORD, callback) as ring:
+            ring.start(tick_s=3600)
+            flood.run(12)
+            await until(lambda: sizes == [12])
+            await asyncio.sleep(0.02)
+            assert sizes == [12]
 
 
 async def test_a_tick_brings_what_nobody_was_woken_for():

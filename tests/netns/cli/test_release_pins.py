@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mapek.bpf import ObjectSpec, load, object_path
+from mapek.bpf.clsact import PRIORITY
 from mapek.simulations.agent import Mapek
 from mapek.simulations.lab import Lab, Node
 from mapek.simulations.process import release as let_go
@@ -103,3 +106,69 @@ with load(spec) as loaded:
     assert one["keep"].startswith("its link runs program 'xdp_counter'")
     assert one["keep"].endswith(", not ours")
     assert (_pins(node) / "l0/link").exists()
+
+
+FILTERS = """
+import sys
+from mapek.bpf import ObjectSpec, attach_tc, load, object_path
+loaded = load(ObjectSpec.read(object_path("empty_tc")))
+for way in ("ingress", "egress"):
+    attach_tc(loaded.programs["empty_tc"], int(sys.argv[1]), way, "clsact")
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_filters_of_an_agent_that_was_killed(lab: Lab):
+    """Below kernel 6.6 nothing else takes them off."""
+    node = lab.nodes["a"]
+    index = next(iter(node.interfaces))
+
+    def on_tc() -> tuple[set[str], list[str]]:
+        route = node.namespace.netlink()
+        kinds = {one.get_attr("TCA_KIND") for one in route.get_qdiscs() if one["index"] == index}
+        filters = (route.get_filters(index=index, parent=parent) for parent in (0xFFFFFFF2, 0xFFFFFFF3))
+        names = [
+            one.get_attr("TCA_OPTIONS").get_attr("TCA_BPF_NAME")
+            for way in filters
+            for one in way
+            if one["handle"]
+        ]
+        return kinds, names
+
+    before = await node.namespace.run(on_tc)
+    process = await node.namespace.start(
+        [sys.executable, "-c", FILTERS, str(index)], stdin=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+        code, found, error = await _release(node)
+        assert (code, error) == (1, "")
+        assert [(one["interface"], one["kind"]) for one in found] == [("l0", "tc filter")] * 2
+        assert all(one["keep"].endswith(f"(pid {process.pid}); stop it first") for one in found)
+    finally:
+        process.kill()
+        await process.communicate()
+        let_go(process)
+    kinds, names = await node.namespace.run(on_tc)
+    assert "clsact" in kinds
+    assert len(names) == 2
+
+    # The name alone does not make it ours.
+    def forge(command: str) -> None:
+        route = node.namespace.netlink()
+        with load(ObjectSpec.read(object_path("empty_tc"))) as loaded:
+            route.tc(
+                command, "bpf", index, 60, fd=loaded.programs["empty_tc"].fd, name="mapek:other:1",
+                parent=0xFFFFFFF2, prio=PRIORITY, protocol=3, direct_action=True,
+            )  # fmt: skip
+
+    await node.namespace.run(lambda: forge("add-filter"))
+    code, found, _ = await _release(node, "--dry-run")
+    assert (code, [bool(one["keep"]) for one in found]) == (1, [False, True, False])
+    assert len((await node.namespace.run(on_tc))[1]) == 3
+    code, found, _ = await _release(node)
+    assert (code, [bool(one["keep"]) for one in found]) == (1, [False, True, False])
+    assert await node.namespace.run(on_tc) == ({"clsact"} | before[0], ["mapek:other:1"])
+    await node.namespace.run(lambda: forge("del-filter"))

@@ -1,0 +1,259 @@
+"""clsact filters: tc attachment below kernel 6.6, by netlink, which no process owns.
+
+A filter stays until it is removed, also when its process is killed; it gets our priority, a free handle and a
+name that says whose it is. The name says too whether the qdisc is ours, and every filter that is attached beside
+such a one takes that over: whoever of ours leaves last, in whatever order and process, takes the qdisc along if
+nobody else has a filter there. Only two processes that attach to an interface at the same moment may leave an
+empty qdisc behind. pyroute2 is imported when it is needed, for it costs memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from mapek.bpf import syscall
+from mapek.bpf.program import Program
+from mapek.bpf.worker import in_thread
+from mapek.bpf.xdp import interface_name
+from mapek.errors import AttachError
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+Direction = Literal["ingress", "egress"]
+_PARENT: Final[dict[Direction, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
+_ETH_P_ALL: Final = 3
+# Our own priority among the filters of an interface; people and CNIs use small or round ones.
+PRIORITY: Final = 0xBEE
+_MADE: Final = ":qdisc"
+_NAME: Final = re.compile(rf"mapek:(\w+):(\d{{1,10}})(?:{_MADE})?")
+_TURN: Final = threading.Lock()
+"""Between looking at a qdisc and acting on what was seen, another thread of ours must not change it."""
+
+
+class ClsactFilter:
+    """A clsact filter of ours; `way` is "clsact". It outlives the process: `detach` removes it, `close` only
+    lets go."""
+
+    way: Final = "clsact"
+
+    def __init__(self, ifindex: int, direction: Direction, handle: int, name: str, program_id: int) -> None:
+        self.ifindex, self.direction, self.handle, self.name = ifindex, direction, handle, name
+        self.program_id, self._open = program_id, True
+
+    @property
+    def program(self) -> str:
+        """The name of the program that it was attached with."""
+        return self.name.split(":")[1]
+
+    def update(self, program: Program) -> None:
+        """Replace our program atomically. Raises AttachError when the filter is not there any more."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        from mapek.bpf.xdp_netlink import with_iproute
+
+        if not self._is_there():
+            on = interface_name(self.ifindex)
+            raise AttachError("find our tc filter on", on, "it is gone or replaced", "attach again")
+        name = _name(program, made=self.name.endswith(_MADE))
+        try:
+            with_iproute(
+                partial(_put, "replace-filter", self.ifindex, self.direction, self.handle, program, name)
+            )
+        except NetlinkError as error:
+            raise _explain(error.code, self.ifindex, self.direction) from error
+        self.name, self.program_id = name, program.id
+
+    def _is_there(self) -> bool:
+        return _filters(self.ifindex, self.direction).get((PRIORITY, self.handle)) == self.name
+
+    def detach(self) -> None:
+        """Remove our filter, and the qdisc if one of ours made it and it is empty. Twice is fine, and after a
+        failure it may be tried again; a foreign filter is left alone."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        from mapek.bpf.xdp_netlink import with_iproute
+
+        if not self._open:
+            return
+        try:
+            with _TURN:
+                if self._is_there():
+                    with_iproute(
+                        lambda ip: ip.tc(
+                            "del-filter", index=self.ifindex, parent=_PARENT[self.direction],
+                            handle=self.handle, prio=PRIORITY, protocol=_ETH_P_ALL, kind="bpf",
+                        )
+                    )  # fmt: skip
+                if self.name.endswith(_MADE):
+                    _drop_empty_qdisc(self.ifindex)
+        except NetlinkError as error:
+            if error.code not in (errno.ENODEV, errno.ENOENT, errno.EINVAL):
+                raise _explain(error.code, self.ifindex, self.direction) from error
+        self._open = False
+
+    def close(self) -> None:
+        """Let go of it; the filter stays."""
+        self._open = False
+
+    async def update_async(self, program: Program) -> None:
+        """`update` in a thread."""
+        await in_thread(lambda: self.update(program))
+
+    async def detach_async(self) -> None:
+        """`detach` in a thread."""
+        await in_thread(self.detach)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.detach_async()
+
+
+def attach_clsact(program: Program, ifindex: int, direction: Direction) -> ClsactFilter:
+    """Attach a tc program in the calling thread's namespace, with the qdisc if there is none. Blocks for
+    milliseconds. Raises as `mapek.bpf.tc.attach_tc`."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from mapek.bpf.xdp_netlink import with_iproute
+
+    try:
+        with _TURN:
+            made = _make_qdisc(ifindex)
+            name = _name(program, made=made or _is_qdisc_ours(ifindex))
+            try:
+                taken = {} if made else _filters(ifindex, direction)
+                for handle in (one for one in range(1, 64) if (PRIORITY, one) not in taken):
+                    put = partial(_put, "add-filter", ifindex, direction, handle, program, name)
+                    try:
+                        with_iproute(put)
+                    except NetlinkError as error:
+                        if error.code != errno.EEXIST:
+                            raise
+                    else:
+                        return ClsactFilter(ifindex, direction, handle, name, program.id)
+            except BaseException:
+                if made:
+                    _drop_empty_qdisc(ifindex)
+                raise
+    except NetlinkError as error:
+        raise _explain(error.code, ifindex, direction) from error
+    raise AttachError(
+        "attach tc to",
+        f"{interface_name(ifindex)} {direction}",
+        "63 filters of ours are there, left by agents that were killed",
+        "mapek release removes them",
+    )
+
+
+def find_clsact() -> list[ClsactFilter]:
+    """Every filter with a name and priority of ours in the calling thread's namespace, whoever attached it.
+    Blocks for milliseconds. Raises FeatureError or PrivilegeError where the kernel refuses."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from mapek.bpf.xdp_netlink import with_iproute
+
+    def dump(ip: IPRoute) -> list[ClsactFilter]:
+        # An older `ingress` qdisc takes our filters, too, and shows them whatever direction is asked for.
+        kinds = {
+            one["index"]: kind
+            for one in ip.get_qdiscs()
+            if (kind := one.get_attr("TCA_KIND")) in ("clsact", "ingress")
+        }
+        return [
+            ClsactFilter(ifindex, direction, handle, name, int(match[2]))
+            for ifindex, kind in sorted(kinds.items())
+            for direction in _PARENT
+            if kind == "clsact" or direction == "ingress"
+            for (priority, handle), name in sorted(_read(ip, ifindex, direction).items())
+            if priority == PRIORITY and (match := _NAME.fullmatch(name))
+        ]
+
+    try:
+        return with_iproute(dump)
+    except NetlinkError as error:
+        raise syscall.explain(error.code, "list", "tc filters", wanted=("CAP_NET_ADMIN",)) from error
+
+
+def _name(program: Program, *, made: bool) -> str:
+    return f"mapek:{program.name}:{program.id}{_MADE if made else ''}"
+
+
+def _make_qdisc(ifindex: int) -> bool:
+    """Whether there was none."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    from mapek.bpf.xdp_netlink import with_iproute
+
+    try:
+        with_iproute(lambda ip: ip.tc("add", "clsact", ifindex))
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+        return False
+    return True
+
+
+def _is_qdisc_ours(ifindex: int) -> bool:
+    return any(
+        priority == PRIORITY and name.endswith(_MADE) and _NAME.fullmatch(name)
+        for direction in _PARENT
+        for (priority, _), name in _filters(ifindex, direction).items()
+    )
+
+
+def _drop_empty_qdisc(ifindex: int) -> None:
+    from mapek.bpf.xdp_netlink import with_iproute
+
+    if not any(_filters(ifindex, direction) for direction in _PARENT):
+        with_iproute(lambda ip: ip.tc("del", "clsact", ifindex))
+
+
+def _put(
+    command: str, ifindex: int, direction: Direction, handle: int, program: Program, name: str, ip: IPRoute
+) -> None:
+    ip.tc(
+        command, "bpf", ifindex, handle, fd=program.fd, name=name, parent=_PARENT[direction],
+        prio=PRIORITY, protocol=_ETH_P_ALL, direct_action=True,
+    )  # fmt: skip
+
+
+def _filters(ifindex: int, direction: Direction) -> dict[tuple[int, int], str]:
+    from mapek.bpf.xdp_netlink import with_iproute
+
+    return with_iproute(lambda ip: _read(ip, ifindex, direction))
+
+
+def _read(ip: IPRoute, ifindex: int, direction: Direction) -> dict[tuple[int, int], str]:
+    """Every filter of one direction: (priority, handle) -> bpf name, "" for other kinds."""
+    found = {}
+    for message in ip.get_filters(index=ifindex, parent=_PARENT[direction]):
+        # The kernel dumps a chain head with handle 0 beside its filters.
+        if message["handle"] == 0:
+            continue
+        options = message.get_attr("TCA_OPTIONS") if message.get_attr("TCA_KIND") == "bpf" else None
+        name = options.get_attr("TCA_BPF_NAME") if options is not None else ""
+        found[message["info"] >> 16, int(message["handle"])] = name or ""
+    return found
+
+
+def _explain(code: int, ifindex: int, direction: Direction) -> Exception:
+    on = f"{interface_name(ifindex)} {direction}"
+    return syscall.explain(
+        code,
+        "attach clsact to",
+        on,
+        wanted=("CAP_NET_ADMIN",),
+        needs="CONFIG_NET_CLS_BPF, CONFIG_NET_SCH_INGRESS",
+    )
