@@ -20,7 +20,7 @@ from mapek.bpf.worker import in_thread
 from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema
-from mapek.sensors.batadv_table import OTHER, TALLIES, NeighbourTable, Row
+from mapek.sensors.batadv_table import OTHER, TALLIES, NeighbourTable, Rows
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import (
     MODES,
@@ -57,6 +57,7 @@ _OWN_MOST: Final = 64
 _NO_PREALLOC: Final = 1
 _SIOCGIFHWADDR: Final = 0x8927
 _ETHERNET: Final = 1
+_NO_GAUGES: Final = np.full((1, len(SCHEMA.gauges)), np.nan)
 
 
 @dataclass(slots=True)
@@ -66,6 +67,16 @@ class _Listening:
     ingress: Ingress
     table: NeighbourTable
     mac: bytes
+    _names: tuple[str, ...] = ()
+    _entities: tuple[Entity, ...] = ()
+
+    def named(self, names: tuple[str, ...]) -> tuple[Entity, ...]:
+        """The entities of rows of these names, and that of the remainder."""
+        if names is not self._names or not self._entities:
+            link = self.entity.name
+            self._names = names
+            self._entities = tuple(Entity("path", f"{name}/{link}") for name in (*names, OTHER))
+        return self._entities
 
     @property
     def entity(self) -> Entity:
@@ -98,7 +109,7 @@ class Batadv(Touchpoint):
         mode: "auto", "native", "generic" or "tc".
         neighbours: how many of an interface have rows and events.
         silent_after: intervals without a frame until a neighbour is silent.
-        forget_s: after so long without a frame a neighbour's row goes, and its counts to the remainder.
+        forget_s: after so long without a frame a neighbour's row goes; the remainder does not get its counts.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; not the batman-adv module.
     """
@@ -161,16 +172,22 @@ class Batadv(Touchpoint):
         ingress = await join_ingress(
             self._around.shared(Hooks), link, self._program, self._how, reuse={**reuse, "own": self._own}
         )
-        if former is not None:
-            listening = _Listening(ingress, former.table, former.mac)
-        else:
-            table = NeighbourTable(self._most, self._silent_after, int(self._forget_s * 1e9))
-            listening = _Listening(ingress, table, b"")
-        self._know(listening)
-        # The mesh's other interfaces are heard on this one where they share the medium.
-        for _, name in socket.if_nameindex():
-            if mac := self._mac_of(name):
-                self._add(mac)
+        try:
+            if former is not None:
+                listening = _Listening(ingress, former.table, former.mac)
+            else:
+                table = NeighbourTable(self._most, self._silent_after, int(self._forget_s * 1e9))
+                listening = _Listening(ingress, table, b"")
+            self._know(listening)
+            # The mesh's other interfaces are heard on this one where they share the medium.
+            for _, name in socket.if_nameindex():
+                if mac := self._mac_of(name):
+                    self._add(mac)
+        except BaseException:
+            # Or it would stay in the chain with nobody to take it off.
+            await ingress.leave()
+            ingress.close()
+            raise
         return listening
 
     def _know(self, one: _Listening) -> None:
@@ -211,29 +228,23 @@ class Batadv(Touchpoint):
             return None
         now = around.clock.now_ns()
         entities: list[Entity] = []
-        counters = []
-        gauges: list[tuple[float, ...]] = []
+        counters, gauges = [], []
         tallies = np.zeros(len(TALLIES), np.uint64)
         for one in attached:
             self._know(one)
-            link = one.entity.name
             rows, others = one.table.rows(one.map("neighbours"), one.map("originators"), now)
-            for row in rows:
-                entity = Entity("path", f"{row.mac}/{link}")
-                entities.append(entity)
-                counters.append(row.counts)
-                age = max(now - row.seen_ns, 0) / 1e9
-                gauges.append((float(row.silent), age, row.interval_ns / 1e9, row.originators))
-                if row.turned:
-                    around.emit(_turn(now, entity, row))
-            entities.append(Entity("path", f"{OTHER}/{link}"))
-            counters.append(others)
-            gauges.append((np.nan,) * len(SCHEMA.gauges))
+            named = one.named(rows.names)
+            entities += named
+            counters += [rows.counts, others[None]]
+            age = (now - rows.seen_ns).clip(min=0) / 1e9
+            gauges += [np.stack([rows.silent, age, rows.interval_ns / 1e9, rows.originators], 1), _NO_GAUGES]
+            for place in np.flatnonzero(rows.turned).tolist():
+                around.emit(_turn(now, named[place], rows, place))
             tallied = one.ingress.loaded.map("tallies", PerCpuArrayMap).summed()[1]
             tallies += tallied[:, 0]
         self._tallies = {name: int(value) for name, value in zip(TALLIES, tallies, strict=True)}
         valid = np.ones(len(entities), np.bool_)
-        return Frame(now, SCHEMA, tuple(entities), np.array(counters), np.array(gauges, np.float64), valid)
+        return Frame(now, SCHEMA, tuple(entities), np.concatenate(counters), np.concatenate(gauges), valid)
 
     def status(self) -> Status:
         attached = self._interfaces.places()
@@ -242,6 +253,7 @@ class Batadv(Touchpoint):
         return Status(bool(attached), attached, (*self._lesser, *self._interfaces.troubles(), *why), counts)
 
 
-def _turn(now: int, entity: Entity, row: Row) -> Event:
-    kind = "neighbour.silent" if row.silent else "neighbour.back"
-    return Event(now, entity, kind, {"heard_ns": row.seen_ns, "interval_ns": row.interval_ns})
+def _turn(now: int, entity: Entity, rows: Rows, place: int) -> Event:
+    kind = "neighbour.silent" if rows.silent[place] else "neighbour.back"
+    heard, every = int(rows.seen_ns[place]), int(rows.interval_ns[place])
+    return Event(now, entity, kind, {"heard_ns": heard, "interval_ns": every})

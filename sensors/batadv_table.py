@@ -1,12 +1,12 @@
 """What batadv's maps say, as rows: one for each neighbour on a link, and one for all that have none.
 
-A neighbour that has a row keeps it, and what the kernel's tables forget goes to the remainder, so that no counter goes
-backwards. The work in Python is per row; the neighbours beyond are only added up. Mirror of bpf/programs/batadv.h.
+A neighbour that has a row keeps it, and what the remainder ever had stays there, so that no counter goes backwards and
+nothing counts twice. All is done on whole columns: the tables may be full of forged addresses. Mirror of
+bpf/programs/batadv.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -48,10 +48,13 @@ LONGEST_NS: Final = 60_000_000_000
 """What a neighbour may say of its interval; it is not to be believed beyond."""
 PRESENT_NS: Final = 30_000_000_000
 """An originator whose OGMs came within this time counts as present."""
-_FORGET_AT_ONCE: Final = 64
+_FORGET_AT_ONCE: Final = 32
 
 Counts = npt.NDArray[np.uint64]
 Records = npt.NDArray[Any]
+Numbers = npt.NDArray[np.uint64]
+"""Addresses as numbers, or counts of one column."""
+Places = npt.NDArray[np.intp]
 
 
 def mac_text(number: int) -> str:
@@ -59,10 +62,13 @@ def mac_text(number: int) -> str:
     return number.to_bytes(6, "little").hex(":")
 
 
-def interval_ns(spacing_ns: int, interval_ms: int) -> int:
-    """How often a neighbour sends: as it says, else as it was learnt, else the longest; bounded in any case."""
-    told = interval_ms * 1_000_000 or spacing_ns or LONGEST_NS
-    return min(max(told, SHORTEST_NS), LONGEST_NS)
+def intervals_ns(
+    spacing_ns: npt.NDArray[np.uint64], interval_ms: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.int64]:
+    """How often each neighbour sends: as it says, else as it was learnt, else the longest; bounded in any case."""
+    told = interval_ms.astype(np.uint64) * np.uint64(1_000_000)
+    told = np.where(told, told, np.where(spacing_ns, spacing_ns, np.uint64(LONGEST_NS)))
+    return told.clip(SHORTEST_NS, LONGEST_NS).astype(np.int64)
 
 
 class Entries(Protocol):
@@ -78,24 +84,68 @@ class Entries(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A neighbour now; times are CLOCK_MONOTONIC, `silent` and `turned` as of this reading."""
+class _Match:
+    """Which originators came through which neighbour; worth keeping, for a full table has the same keys each time."""
 
-    mac: str
+    keys: Records
+    through: Records
+    macs: Numbers
+    order: Places
+    senders: Numbers
+    at: Places
+    hit: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, keys: Records, through: Records) -> _Match:
+        macs, senders = _numbers(keys[:, :6]), _numbers(through[:, 6:12])
+        order = np.argsort(macs)
+        return cls(keys, through, macs, order, senders, *_places(macs, order, senders))
+
+    def is_of(self, keys: Records, through: Records) -> bool:
+        return np.array_equal(keys, self.keys) and np.array_equal(through, self.through)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The neighbours that have a row, now: item i of each belongs to row i; times are CLOCK_MONOTONIC.
+
+    `names` is the same object as long as the rows are the same; `counts` are (n, 6) as `COUNTED`; `silent` and `turned`
+    are as of this reading.
+    """
+
+    names: tuple[str, ...]
     counts: Counts
-    seen_ns: int
-    interval_ns: int
-    silent: bool
-    turned: bool
-    originators: int
+    seen_ns: npt.NDArray[np.int64]
+    interval_ns: npt.NDArray[np.int64]
+    silent: npt.NDArray[np.bool_]
+    turned: npt.NDArray[np.bool_]
+    originators: npt.NDArray[np.intp]
 
 
 @dataclass(slots=True)
 class _Kept:
-    base: Counts
-    silent: bool = False
-    passed_on: int = 0
-    """Of originators that are forgotten."""
+    """Those with a row: what the remainder has of each, and what originators counted that are forgotten."""
+
+    macs: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
+    base: Counts = field(default_factory=lambda: np.zeros((0, len(COUNTED)), np.uint64))
+    passed_on: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
+    silent: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    names: tuple[str, ...] = ()
+
+    def without(self, gone: npt.NDArray[np.bool_]) -> _Kept:
+        stay = ~gone
+        names = tuple(name for name, one in zip(self.names, stay, strict=True) if one)
+        return _Kept(self.macs[stay], self.base[stay], self.passed_on[stay], self.silent[stay], names)
+
+    def with_more(self, macs: Numbers, base: Counts) -> _Kept:
+        n = len(macs)
+        return _Kept(
+            np.concatenate([self.macs, macs]),
+            np.concatenate([self.base, base]),
+            np.concatenate([self.passed_on, np.zeros(n, np.uint64)]),
+            np.concatenate([self.silent, np.zeros(n, np.bool_)]),
+            self.names + tuple(mac_text(mac) for mac in macs.tolist()),
+        )
 
 
 @dataclass(slots=True)
@@ -111,107 +161,116 @@ class NeighbourTable:
     most: int
     silent_after: int
     forget_ns: int
-    _kept: dict[int, _Kept] = field(default_factory=dict)
-    _known: Set[int] = frozenset()
+    _kept: _Kept = field(default_factory=_Kept)
+    _match: _Match | None = None
+    _known: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """The neighbours of the last reading."""
+    _strays: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Who passed on OGMs until then and was no neighbour: the remainder has these."""
     _gone: Counts = field(default_factory=lambda: np.zeros(len(COUNTED), np.uint64))
-    _seen_ns: int = 0
+    """What the remainder has of those that are forgotten, modulo 2^64: it may be less than nothing on its way."""
 
-    def rows(self, neighbours: Entries, originators: Entries, now_ns: int) -> tuple[list[Row], Counts]:
+    def rows(self, neighbours: Entries, originators: Entries, now_ns: int) -> tuple[Rows, Counts]:
         """The neighbours that have a row, and what all others counted, those that are forgotten too."""
         keys, values = neighbours.items(value_dtype=NEIGHBOUR)
-        macs = _numbers(keys[:, :6])
-        counts = np.zeros((len(macs), len(COUNTED)), np.uint64)
+        through, passed = originators.items(value_dtype=ORIGINATOR)
+        if self._match is None or not self._match.is_of(keys, through):
+            self._match = _Match.of(keys, through)
+        macs, senders, at, hit = self._match.macs, self._match.senders, self._match.at, self._match.hit
+        counts = np.empty((len(macs), len(COUNTED)), np.uint64)
         for column, name in enumerate(COUNTED[:-1]):
             counts[:, column] = values[name]
-        through, passed = originators.items(value_dtype=ORIGINATOR)
-        senders = _numbers(through[:, 6:12])
+        counts[:, -1] = _sums(at[hit], passed["received"][hit], len(macs))
         fresh = passed["seen_ns"].astype(np.int64) > now_ns - PRESENT_NS
-        at, hit = _places(macs, senders)
-        np.add.at(counts[:, -1], at[hit], passed["received"][hit])
         present = np.bincount(at[hit & fresh], minlength=len(macs))
-        stray = passed["received"][~hit].sum(dtype=np.uint64)
-        places = dict(zip(macs.tolist(), range(len(macs)), strict=True))
-        self._admit(places, counts)
-        for mac, one in self._kept.items():
-            counts[places[mac], -1] += np.uint64(one.passed_on)
+
+        places = self._admit(macs, self._match.order, counts)
+        mine = counts[places]
+        mine[:, -1] += self._kept.passed_on
         total = counts.sum(axis=0, dtype=np.uint64) + self._gone
-        total[-1] += stray
-        found = [
-            self._row(mac, one, counts[places[mac]], values[places[mac]], int(present[places[mac]]), now_ns)
-            for mac, one in self._kept.items()
-        ]
-        for row in found:
-            total -= row.counts
-        self._forget(neighbours, places, counts, values["seen_ns"], now_ns)
+        for beside in (passed["received"][~hit], self._kept.passed_on):
+            total[-1:] += beside.sum(dtype=np.uint64)
+        found = self._rows(values[places], mine - self._kept.base, present[places], now_ns)
+        self._known, self._strays = macs, senders[~hit]
+        self._forget(neighbours, keys, macs, counts, values["seen_ns"], now_ns)
         self._forget_originators(originators, through, passed, senders, now_ns)
-        return found, total
+        return found, total - found.counts.sum(axis=0, dtype=np.uint64)
 
-    def _admit(self, places: dict[int, int], counts: Counts) -> None:
-        """Give what is free to who has none: to those that were heard most."""
-        for mac in [mac for mac in self._kept if mac not in places]:
+    def _admit(self, macs: Numbers, order: Places, counts: Counts) -> Places:
+        """Give what is free to who has none: to those that were heard most. Returns the places of all rows."""
+        places, there = _places(macs, order, self._kept.macs)
+        if not there.all():
             # Only we delete, and then we know; but maps of a kernel are anybody's.
-            del self._kept[mac]
-        free = self.most - len(self._kept)
-        if free > 0:
-            waiting = [mac for mac in places if mac not in self._kept]
-            waiting.sort(key=lambda mac: (-int(counts[places[mac], 0]), mac))
-            for mac in waiting[:free]:
-                # What it had until now was told as the remainder's, unless this is the first that we see of it.
-                old = mac in self._known
-                self._kept[mac] = _Kept(counts[places[mac]].copy() if old else np.zeros_like(self._gone))
-        self._known = places.keys()
+            self._gone += self._kept.base[~there].sum(axis=0, dtype=np.uint64)
+            self._kept, places = self._kept.without(~there), places[there]
+        free = self.most - len(places)
+        if free > 0 and len(macs) > len(places):
+            waiting = np.ones(len(macs), np.bool_)
+            waiting[places] = False
+            new = np.flatnonzero(waiting)
+            new = new[np.lexsort((macs[new], ~counts[new, 0]))][:free]
+            # What it had until now was told as the remainder's, unless this is the first that we see of it.
+            old = np.isin(macs[new], self._known)[:, None].repeat(len(COUNTED), 1)
+            old[:, -1] |= np.isin(macs[new], self._strays)
+            base = np.where(old, counts[new], np.uint64(0))
+            self._kept, places = self._kept.with_more(macs[new], base), np.concatenate([places, new])
+        return places
 
-    def _row(self, mac: int, one: _Kept, counts: Counts, value: Records, present: int, now_ns: int) -> Row:
-        every = interval_ns(int(value["spacing_ns"]), int(value["interval_ms"]))
-        seen = int(value["seen_ns"])
+    def _rows(self, values: Records, counts: Counts, present: Places, now_ns: int) -> Rows:
+        every = intervals_ns(values["spacing_ns"], values["interval_ms"])
+        seen = values["seen_ns"].astype(np.int64)
         silent = now_ns - seen > self.silent_after * every
-        turned, one.silent = silent != one.silent, silent
-        return Row(mac_text(mac), counts - one.base, seen, every, silent, turned, present)
+        turned, self._kept.silent = silent != self._kept.silent, silent
+        return Rows(self._kept.names, counts, seen, every, silent, turned, present)
 
     def _forget(
-        self, neighbours: Entries, places: dict[int, int], counts: Counts, seen: Records, now_ns: int
+        self, neighbours: Entries, keys: Records, macs: Numbers, counts: Counts, seen: Records, now_ns: int
     ) -> None:
-        forgotten: set[int] = set()
-        for mac, place in self._old(places, seen, now_ns):
-            if neighbours.delete(mac.to_bytes(8, "little")):
-                one = self._kept.pop(mac, None)
-                # Its originators are still in their table, and are counted there as nobody's.
-                self._gone[:-1] += counts[place, :-1]
-                self._gone[-1] += np.uint64(one.passed_on if one is not None else 0)
-                forgotten.add(mac)
-        if forgotten:
-            self._known = self._known - forgotten
-
-    def _old(self, places: dict[int, int], seen: Records, now_ns: int) -> Iterator[tuple[int, int]]:
         old = np.flatnonzero(seen.astype(np.int64) < now_ns - self.forget_ns)[:_FORGET_AT_ONCE]
-        if len(old):
-            names = {place: mac for mac, place in places.items()}
-            yield from ((names[int(place)], int(place)) for place in old)
+        gone = np.array([place for place in old if neighbours.delete(keys[place].tobytes())], np.intp)
+        if not len(gone):
+            return
+        # Who comes back is new, but its originators are not.
+        self._known = np.delete(macs, gone)
+        self._strays = np.concatenate([self._strays, macs[gone]])
+        having = np.isin(macs[gone], self._kept.macs)
+        leaving = np.isin(self._kept.macs, macs[gone])
+        # The remainder keeps what it has of them, and gets no more: a row's past is no news.
+        self._gone[:-1] += counts[gone[~having], :-1].sum(axis=0, dtype=np.uint64)
+        self._gone += self._kept.base[leaving].sum(axis=0, dtype=np.uint64)
+        # Their originators are still in their table, and are counted there as nobody's from now on.
+        self._gone[-1:] -= counts[gone[having], -1:].sum(axis=0, dtype=np.uint64)
+        self._kept = self._kept.without(leaving)
 
     def _forget_originators(
-        self, originators: Entries, through: Records, passed: Records, senders: Records, now_ns: int
+        self, originators: Entries, through: Records, passed: Records, senders: Numbers, now_ns: int
     ) -> None:
         old = np.flatnonzero(passed["seen_ns"].astype(np.int64) < now_ns - self.forget_ns)
         for place in old[:_FORGET_AT_ONCE]:
-            if not originators.delete(through[place].tobytes()):
-                continue
-            count, kept = int(passed["received"][place]), self._kept.get(int(senders[place]))
-            if kept is not None:
-                kept.passed_on += count
-            else:
-                self._gone[-1] += np.uint64(count)
+            if originators.delete(through[place].tobytes()):
+                kept = self._kept.macs == senders[place]
+                count = passed["received"][place : place + 1]
+                if kept.any():
+                    self._kept.passed_on[kept] += count
+                else:
+                    self._gone[-1:] += count
 
 
-def _places(macs: npt.NDArray[np.uint64], senders: npt.NDArray[np.uint64]) -> tuple[Records, Records]:
-    """For each sender its place in `macs`, and whether it is there at all."""
+def _places(macs: Numbers, order: Places, wanted: Numbers) -> tuple[Places, npt.NDArray[np.bool_]]:
+    """For each of `wanted` its place in `macs`, which `order` sorts, and whether it is there at all."""
     if not len(macs):
-        return np.zeros(len(senders), np.intp), np.zeros(len(senders), np.bool_)
-    order = np.argsort(macs)
-    at = order[np.searchsorted(macs[order], senders).clip(max=len(macs) - 1)]
-    return at, macs[at] == senders
+        return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), np.bool_)
+    at = order[np.searchsorted(macs[order], wanted).clip(max=len(macs) - 1)]
+    return at, macs[at] == wanted
 
 
-def _numbers(macs: Records) -> npt.NDArray[np.uint64]:
+def _sums(at: Places, counts: Numbers, size: int) -> Numbers:
+    sums = np.zeros(size, np.uint64)
+    np.add.at(sums, at, counts)
+    return sums
+
+
+def _numbers(macs: Records) -> Numbers:
     wide = np.zeros((len(macs), 8), np.uint8)
     wide[:, :6] = macs
     return wide.view("<u8")[:, 0].astype(np.uint64)

@@ -16,7 +16,7 @@ import numpy as np
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
-from mapek.errors import MapekError
+from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
 
@@ -40,9 +40,16 @@ SCHEMA: Final = Schema(
 
 
 def _dump() -> list[Tables]:
-    from mapek.sensors.batman_adv_netlink import dump_tables
+    try:
+        from mapek.sensors.batman_adv_netlink import dump_tables
 
-    return dump_tables()
+        return dump_tables()
+    except MapekError:
+        raise
+    except Exception as error:
+        # An answer in another form, or an error within pyroute2: one dump has failed, and the next may not.
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise NetlinkError("dump", "batadv", why, "see `batctl meshif bat0 oj`") from error
 
 
 class BatmanAdv(Touchpoint):

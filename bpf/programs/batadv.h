@@ -1,51 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What batadv shares with user space (Python's mirror is mapek.sensors.batadv_table), and batman-adv's own frames. */
+/* What batadv shares with user space (Python's mirror is mapek.sensors.batadv_table). */
 #ifndef MAPEK_BATADV_H
 #define MAPEK_BATADV_H
 
 #include <linux/bpf.h>
-#include <linux/types.h>
-
-/* linux/batadv_packet.h, compatibility version 15; the header is not vendored for three structs. */
-#define CONTROL_VERSION 15
-#define CONTROL_IV_OGM 0x00
-#define CONTROL_ELP 0x03
-#define CONTROL_OGM2 0x04
-
-struct ogm {
-	__u8 packet_type;
-	__u8 version;
-	__u8 ttl;
-	__u8 flags;
-	__be32 seqno;
-	__u8 orig[6];
-	__u8 prev_sender[6];
-	__u8 reserved;
-	__u8 tq;
-	__be16 tvlv_len;
-} __attribute__((packed));
-_Static_assert(sizeof(struct ogm) == 24, "on the wire");
-
-struct ogm2 {
-	__u8 packet_type;
-	__u8 version;
-	__u8 ttl;
-	__u8 flags;
-	__be32 seqno;
-	__u8 orig[6];
-	__be16 tvlv_len;
-	__be32 throughput;
-} __attribute__((packed));
-_Static_assert(sizeof(struct ogm2) == 20, "on the wire");
-
-struct elp {
-	__u8 packet_type;
-	__u8 version;
-	__u8 orig[6];
-	__be32 seqno;
-	__be32 elp_interval;
-} __attribute__((packed));
-_Static_assert(sizeof(struct elp) == 16, "on the wire");
+#include "batadv_wire.h"
 
 /* How far behind the newest a number may be and still be an old one, and how far before it and still the next one. */
 #define SEQNO_BEHIND 64

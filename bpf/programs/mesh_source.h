@@ -8,21 +8,8 @@
 
 #include <linux/icmpv6.h>
 #include <linux/udp.h>
+#include "batadv_wire.h"
 #include "packet.h"
-
-/* linux/batadv_packet.h, compatibility version 15; the header is not vendored for three constants. */
-#define BATADV_VERSION 15
-#define BATADV_IV_OGM 0x00
-#define BATADV_BCAST 0x01
-#define BATADV_ELP 0x03
-#define BATADV_OGM2 0x04
-#define BATADV_UNICAST 0x40
-#define BATADV_UNICAST_4ADDR 0x42
-#define BATADV_ICMP 0x43
-#define BATADV_UNICAST_TVLV 0x44
-#define BATADV_UNICAST_LEN 10
-#define BATADV_BCAST_LEN 14
-#define BATADV_4ADDR_LEN 18
 
 #define ND_NEIGHBOUR_SOLICIT 135
 #define ND_NEIGHBOUR_ADVERT 136

@@ -1,8 +1,8 @@
 """A reference decoder of batman-adv's control frames, written from the kernel's batadv_packet.h (version 15).
 
 Plain and slow, and not from bpf/programs/batadv.bpf.c. Aggregation is walked as batman-adv walks it: an OGM counts if
-it is there with all its TVLVs, and the first that is not ends the frame. More than 26 do not fit into what batman-adv
-aggregates (512 bytes), and are not looked for.
+it is there with all its TVLVs, and the first that is not ends the frame. More than what fits into 512 bytes, which is
+what batman-adv aggregates, is not looked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 IV_OGM, ELP, OGM2 = 0x00, 0x03, 0x04
 VERSION = 15
 ETHERTYPE = 0x4305
-MOST = 26
+AGGREGATED = 512
 
 
 class Control(NamedTuple):
@@ -45,7 +45,7 @@ def decode(frame: bytes) -> list[Control]:
 
 def _walk(body: bytes, kind: str, number: int, source: bytes, size: int, length_at: int) -> list[Control]:
     found: list[Control] = []
-    while len(body) >= size and len(found) < MOST and body[0] == number and body[1] == VERSION:
+    while len(body) >= size and len(found) < AGGREGATED // size and body[0] == number and body[1] == VERSION:
         tvlv = struct.unpack_from("!H", body, length_at)[0]
         if tvlv % 2 or size + tvlv > len(body):
             break

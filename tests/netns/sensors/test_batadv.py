@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 
 import numpy as np
@@ -13,7 +14,7 @@ from mapek.knowledge import Topology
 from mapek.model import Frame
 from mapek.sensors.batadv import SCHEMA, Batadv
 from tests.netns.sensors.neighbour import Node
-from tests.netns.sensors.wires import Space, Wire, run
+from tests.netns.sensors.wires import Space, Wire, on_tc, run
 from tests.support.decode_batadv import elp, frame, iv_ogm
 
 pytestmark = pytest.mark.netns
@@ -39,6 +40,11 @@ def reading(sensor: Batadv) -> dict[str, dict[str, float]]:
             found.entities, found.counters.tolist(), found.gauges.tolist(), strict=True
         )
     }
+
+
+def programs_on(interface: str) -> int:
+    """How many programs the kernel says are attached where frames come in."""
+    return on_tc(interface)[0] + run(f"ip -o link show {interface}").count("prog/xdp")
 
 
 def link_counts(row: dict[str, float]) -> tuple[float, ...]:
@@ -219,6 +225,27 @@ async def test_no_interface_and_wrong_options(node: Node, space: Space):
     ):
         with pytest.raises(ConfigError, match=word):
             Batadv(options)
+
+
+@pytest.mark.parametrize("mode", ["native", "tc"])
+async def test_an_attachment_that_fails_halfway_leaves_nothing_behind(
+    wire: Wire, node: Node, mode: str, monkeypatch: pytest.MonkeyPatch
+):
+    sensor = Batadv({"interfaces": ["near"], "mode": mode})
+
+    def refused() -> list[tuple[int, str]]:
+        attached.append(programs_on("near"))
+        raise OSError(errno.ENOBUFS, "no buffer space")
+
+    attached: list[int] = []
+    try:
+        monkeypatch.setattr(socket, "if_nameindex", refused)
+        with pytest.raises((OSError, AttachError), match=r"(?i)no buffer space"):
+            await sensor.open(node.surroundings)
+        assert attached == [1]
+        assert programs_on("near") == 0
+    finally:
+        await node.close(sensor)
 
 
 async def test_full_tables_are_counted(wire: Wire, node: Node):
