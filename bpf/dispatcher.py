@@ -31,7 +31,6 @@ from mapek.errors import AttachError, MapekError, ObjectError
 # The order in which programs run; the same as enum chain_slot in programs/chain.h.
 SLOTS: Final = (
     "mesh_filter",
-    "identity",
     "xdp_counter",
     "batadv",
     "user_a",

@@ -8,31 +8,28 @@ below 2^31 are given by whoever puts an entry in; the registry counts upward fro
 
 from __future__ import annotations
 
+import asyncio
 import heapq
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
 
 from mapek.config.options import plain
-from mapek.errors import ConfigError, DegradedError
+from mapek.errors import ConfigError
 from mapek.sensors import spiffe
+from mapek.sensors.identity_claims import Address, Claims, Key
+from mapek.sensors.identity_numbers import FIRST_OWN, Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mapek.clock import Clock, Timer
 
-FIRST_OWN: Final = 1 << 31
-"""The first number that the registry itself gives."""
-KNOWN: Final = 65_536
-"""SPIFFE IDs that are remembered in a run, whether they have addresses or not."""
+AT_ONCE: Final = 32
+"""Entries of a set between two breaths of the event loop: 0.5 ms."""
 MAX_RATE: Final = 1_000_000
 MAX_BURST: Final = 1_000_000
-
-Address = IPv4Network | IPv6Network | bytes
-"""A source prefix, or the six bytes of a MAC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +102,11 @@ class Listener(Protocol):
     def intend(self, number: int, verdict: Verdict) -> None:
         """An entry with this verdict came in, or another one than before."""
 
+    def retire(self, numbers: Collection[int]) -> None:
+        """No entry stands for these any more, until one is put in again; told before `assign`."""
 
-_Key = tuple[str, str]
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -114,35 +114,37 @@ class Identities:
     """The registry. `expired` counts entries that ended by themselves."""
 
     expired: int = 0
-    _entries: dict[_Key, Entry] = field(default_factory=dict)
-    _claims: dict[Address, dict[_Key, int]] = field(default_factory=dict)
-    _numbers: dict[str, int] = field(default_factory=dict)
-    _names: dict[int, str] = field(default_factory=dict)
+    _entries: dict[Key, Entry] = field(default_factory=dict)
+    _numbers: Numbers = field(default_factory=Numbers)
     _holders: dict[int, int] = field(default_factory=dict)
-    _next: int = FIRST_OWN
-    _due: list[tuple[int, _Key]] = field(default_factory=list)
+    _due: list[tuple[int, Key]] = field(default_factory=list)
     _timer: Timer | None = None
     _clock: Clock | None = None
     _listeners: list[Listener] = field(default_factory=list)
-    _touched: dict[Address, int | None] | None = None
+    _ended: set[int] = field(default_factory=set)
+    _replacing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _claims: Claims = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._claims = Claims(self._carry_out)
 
     def put(self, entry: Entry, source: str = "api") -> int:
         """Register `entry` in place of what `source` said of this SPIFFE ID before; returns its number.
 
-        Raises ConfigError when the number is another's or was another one before in this run.
+        Raises ConfigError when the number is another's or was another one before in this run, DegradedError when
+        too many were seen.
         """
-        number = self._number(entry)
+        number = self._numbers.give(entry.spiffe_id, entry.number)
         key = (source, entry.spiffe_id)
-        with self._changes():
+        with self._claims.changes():
             before = self._entries.pop(key, None)
             for address in before.addresses() if before is not None else ():
-                self._unclaim(address, key)
+                self._claims.give_up(address, key)
             self._entries[key] = entry
             if before is None:
                 self._holders[number] = self._holders.get(number, 0) + 1
             for address in entry.addresses():
-                self._touch(address)
-                self._claims.setdefault(address, {})[key] = number
+                self._claims.claim(address, key, number)
             if entry.verdict is not None and (before is None or before.verdict != entry.verdict):
                 # Before its addresses are told, so that no packet of a denied one passes in between.
                 for listener in tuple(self._listeners):
@@ -158,31 +160,54 @@ class Identities:
         entry = self._entries.pop(key, None)
         if entry is None:
             return False
-        self._holders[self._numbers[spiffe_id]] -= 1
-        with self._changes():
+        number = self._numbers.give(spiffe_id, 0)
+        with self._claims.changes():
+            self._holders[number] -= 1
+            if not self._holders[number]:
+                self._ended.add(number)
             for address in entry.addresses():
-                self._unclaim(address, key)
+                self._claims.give_up(address, key)
         return True
 
-    def replace(self, entries: Iterable[Entry], source: str) -> None:
-        """Let `entries` be all that `source` says; all of them or, with ConfigError, none."""
-        wanted = list(entries)
-        self._check_together(wanted)
-        with self._changes():
-            for entry in wanted:
-                if self._entries.get((source, entry.spiffe_id)) != entry:
-                    self.put(entry, source)
-            kept = {entry.spiffe_id for entry in wanted}
-            for key in [key for key in self._entries if key[0] == source and key[1] not in kept]:
-                self.remove(key[1], source)
+    async def replace(self, entries: Iterable[Entry], source: str) -> None:
+        """Let `entries` be all that `source` says; all of them or, with ConfigError, none.
+
+        All are checked before the first is put in, and all new ones are in before an old one goes; with breaths of the
+        event loop between. An address that nobody has at the end is told as the last. Cancelled, it leaves some of
+        both.
+        """
+        wanted, kept = list(entries), set[str]()
+        async with self._replacing:
+            try:
+                for some in _slices(wanted):
+                    for entry in some:
+                        self._numbers.promise(entry.spiffe_id, entry.number)
+                        kept.add(entry.spiffe_id)
+                    await asyncio.sleep(0)
+                self._claims.put_off()
+                for some in _slices(wanted):
+                    for entry in some:
+                        if self._entries.get((source, entry.spiffe_id)) != entry:
+                            self.put(entry, source)
+                    await asyncio.sleep(0)
+                for keys in _slices(list(self._entries)):
+                    for by, name in keys:
+                        if by == source and name not in kept:
+                            self.remove(name, source)
+                    await asyncio.sleep(0)
+                while self._claims.catch_up(AT_ONCE):  # noqa: ASYNC110 - a breath, nothing is waited for
+                    await asyncio.sleep(0)
+            finally:
+                self._numbers.end()
+                self._claims.catch_up()
 
     def number(self, spiffe_id: str) -> int | None:
         """The number of a SPIFFE ID that was registered in this run."""
-        return self._numbers.get(spiffe_id)
+        return self._numbers.number(spiffe_id)
 
     def spiffe_id(self, number: int) -> str | None:
         """The SPIFFE ID of a number that was given in this run."""
-        return self._names.get(number)
+        return self._numbers.spiffe_id(number)
 
     def active(self, number: int) -> bool:
         """Has it an entry now?"""
@@ -194,7 +219,11 @@ class Identities:
 
     def addresses(self) -> dict[Address, int]:
         """Which address stands for which number."""
-        return {address: next(reversed(claims.values())) for address, claims in self._claims.items()}
+        return self._claims.holders()
+
+    def whose(self, address: Address) -> int | None:
+        """The number that this very address stands for, None for nobody's."""
+        return self._claims.holder(address)
 
     def join(self, listener: Listener, clock: Clock) -> None:
         """Tell `listener` of changes from now on, and let entries expire by `clock`."""
@@ -211,92 +240,40 @@ class Identities:
                 self._timer.cancel()
             self._timer = self._clock = None
 
-    def _number(self, entry: Entry) -> int:
-        known = self._numbers.get(entry.spiffe_id)
-        if known is not None and entry.number in (0, known):
-            return known
-        if known is not None:
-            why = f"it has number {known} in this run, not {entry.number}"
-            raise ConfigError("register", entry.spiffe_id, why, "restart to change it")
-        if (other := self._names.get(entry.number)) is not None:
-            why = f"number {entry.number} is that of {other}"
-            raise ConfigError("register", entry.spiffe_id, why, "give another; none is used twice in a run")
-        if len(self._numbers) >= KNOWN:
-            why = f"{KNOWN} SPIFFE IDs were seen in this run"
-            raise DegradedError("register", entry.spiffe_id, why, "restart, or register fewer")
-        number = entry.number or self._next
-        self._next += not entry.number
-        self._numbers[entry.spiffe_id], self._names[number] = number, entry.spiffe_id
-        return number
+    def _carry_out(self, told: Mapping[Address, int | None]) -> None:
+        ended = [one for one in self._ended if not self._holders[one]]
+        self._ended.clear()
+        for listener in tuple(self._listeners):
+            if ended:
+                listener.retire(ended)
+            if told:
+                listener.assign(told)
 
-    def _check_together(self, entries: list[Entry]) -> None:
-        ids, numbers = set[str](), dict[int, str]()
-        if len(self._numbers) + sum(one.spiffe_id not in self._numbers for one in entries) > KNOWN:
-            raise ConfigError(
-                "register", f"{len(entries)} entries", f"no more than {KNOWN} fit a run", "restart"
-            )
-        for entry in entries:
-            if entry.spiffe_id in ids:
-                raise ConfigError("register", entry.spiffe_id, "it is there twice", "join the two entries")
-            ids.add(entry.spiffe_id)
-            known = self._numbers.get(entry.spiffe_id)
-            other = self._names.get(entry.number) or numbers.get(entry.number)
-            if entry.number and (
-                (known or entry.number) != entry.number or other not in (None, entry.spiffe_id)
-            ):
-                why = f"number {entry.number} is taken by {other or f'itself, as {known},'} in this run"
-                raise ConfigError("register", entry.spiffe_id, why, "give another, or restart")
-            if entry.number:
-                numbers[entry.number] = entry.spiffe_id
-
-    def _unclaim(self, address: Address, key: _Key) -> None:
-        self._touch(address)
-        claims = self._claims[address]
-        claims.pop(key, None)
-        if not claims:
-            del self._claims[address]
-
-    def _touch(self, address: Address) -> None:
-        assert self._touched is not None
-        self._touched.setdefault(address, self._holder(address))
-
-    def _holder(self, address: Address) -> int | None:
-        claims = self._claims.get(address)
-        return next(reversed(claims.values())) if claims else None
-
-    @contextmanager
-    def _changes(self) -> Iterator[None]:
-        """What happened inside is told at once when the outermost ends: what is new before what is gone."""
-        outermost = self._touched is None
-        if self._touched is None:
-            self._touched = {}
-        try:
-            yield
-        finally:
-            if outermost:
-                before, self._touched = self._touched, None
-                now = {one: self._holder(one) for one in before}
-                changed = {one: number for one, number in now.items() if number != before[one]}
-                told = dict(sorted(changed.items(), key=lambda item: item[1] is None))
-                for listener in tuple(self._listeners) if told else ():
-                    listener.assign(told)
-
-    def _arm(self) -> None:
+    def _arm(self, earliest_ns: int = 0) -> None:
         if self._clock is None:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._clock.call_at(self._due[0][0], self._expire) if self._due else None
+        due_ns = max(self._due[0][0], earliest_ns) if self._due else 0
+        self._timer = self._clock.call_at(due_ns, self._expire) if self._due else None
 
     def _expire(self) -> None:
         assert self._clock is not None
         now_ns = self._clock.now_ns()
-        with self._changes():
-            while self._due and self._due[0][0] <= now_ns:
+        with self._claims.changes():
+            for _ in range(AT_ONCE):
+                if not self._due or self._due[0][0] > now_ns:
+                    break
                 due_ns, (source, spiffe_id) = heapq.heappop(self._due)
                 entry = self._entries.get((source, spiffe_id))
                 # A later entry of the same name has another time.
                 if entry is not None and entry.expires_ns == due_ns:
                     self.remove(spiffe_id, source)
                     self.expired += 1
-        self._arm()
+        # The rest of many that are due together comes after a breath.
+        self._arm(now_ns + 1)
+
+
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`AT_ONCE` of them each: what is done between two breaths of the event loop."""
+    return (items[at : at + AT_ONCE] for at in range(0, len(items), AT_ONCE))

@@ -1,37 +1,23 @@
-"""The TOML file of identities: read with bounds, and read again when inotify says that it was written or replaced.
+"""The TOML file of identities, as text: read with bounds, and what it says as entries.
 
-A file that cannot be read or meant leaves the identities of the last good one in place, and is said: a slip of the pen
-must not open or close the mesh. Expiries are wall-clock times, turned into CLOCK_MONOTONIC when the file is read.
+Expiries are wall-clock times, turned into CLOCK_MONOTONIC when the file is read.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import os
-import struct
 import tomllib
-from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final
 
-from mapek.bpf.worker import in_thread
-from mapek.clock import Clock, wall_ns
 from mapek.config.options import Table, error, open_at_once, plain, take, take_strings
-from mapek.errors import ConfigError, MapekError
-from mapek.sensors.identities import ALLOW, DENY, FIRST_OWN, MAX_BURST, MAX_RATE, Entry, Identities, Verdict
+from mapek.errors import ConfigError
+from mapek.sensors.identities import ALLOW, DENY, MAX_BURST, MAX_RATE, Entry, Verdict
+from mapek.sensors.identity_numbers import FIRST_OWN
 
 MAX_BYTES: Final = 4 << 20
 MAX_IDENTITIES: Final = 10_000
-SOURCE: Final = "file"
-
-_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_DELETE, _IN_MOVED_FROM = 0x8, 0x80, 0x200, 0x40
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.inotify_init1.argtypes, _libc.inotify_init1.restype = (ctypes.c_int,), ctypes.c_int
-_libc.inotify_add_watch.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
-_libc.inotify_add_watch.restype = ctypes.c_int
 
 
 def read_file(path: Path, now_ns: int, wall_now_ns: int) -> list[Entry]:
@@ -115,71 +101,3 @@ def _mac(table: Table, text: str) -> bytes:
         return bytes.fromhex("".join(parts))
     except ValueError as cause:
         raise error(table, "macs", f'"{plain(text)}" is no MAC address', "write hexadecimal") from cause
-
-
-class IdentityFile:
-    """Keeps a registry as a file says. `trouble` is why the last reading failed, "" when it did not."""
-
-    def __init__(self, path: Path, registry: Identities) -> None:
-        self.path, self.trouble, self.loads = path, "", 0
-        self._registry = registry
-        self._clock: Clock | None = None
-        self._fd = -1
-        self._again = asyncio.Lock()
-
-    async def open(self, clock: Clock, spawn: Callable[[Awaitable[None]], None]) -> None:
-        """Read it, and watch it from now on. Raises ConfigError when it cannot be read the first time."""
-        self._clock = clock
-        # The folder, not the file: editors and tools write another file and rename it.
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        folder = os.fsencode(self.path.parent)
-        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_DELETE | _IN_MOVED_FROM
-        if self._fd < 0 or _libc.inotify_add_watch(self._fd, folder, mask) < 0:
-            why = os.strerror(ctypes.get_errno())
-            self.close()
-            raise ConfigError("watch", plain(self.path.parent), why, "check the path, and fs.inotify limits")
-        try:
-            await self._load()
-        except BaseException:
-            self.close()
-            raise
-        asyncio.get_running_loop().add_reader(self._fd, self._hear, spawn)
-
-    async def reload(self) -> None:
-        """Read it now. What cannot be read is said in `trouble`, and changes nothing."""
-        async with self._again:
-            try:
-                await self._load()
-            except MapekError as cause:
-                self.trouble = str(cause)
-
-    def close(self) -> None:
-        """Watch it no more; what it said stays registered. Twice is fine."""
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-        self._fd = -1
-
-    async def _load(self) -> None:
-        assert self._clock is not None
-        now_ns = self._clock.now_ns()
-        entries = await in_thread(lambda: read_file(self.path, now_ns, wall_ns()))
-        self._registry.replace(entries, SOURCE)
-        self.trouble, self.loads = "", self.loads + 1
-
-    def _hear(self, spawn: Callable[[Awaitable[None]], None]) -> None:
-        try:
-            data = os.read(self._fd, 65536)
-        except BlockingIOError:
-            return
-        if os.fsencode(self.path.name) in _names(data):
-            spawn(self.reload())
-
-
-def _names(data: bytes) -> Iterator[bytes]:
-    """The file names in inotify's events; each has a header of 16 bytes, its last word the name's length."""
-    at = 0
-    while at + 16 <= len(data):
-        (size,) = struct.unpack_from("=I", data, at + 12)
-        yield data[at + 16 : at + 16 + size].rstrip(b"\0")
-        at += 16 + size

@@ -2,7 +2,8 @@
 
 An identity is what `Identities` says of a source address: attribution, which a spoofed address defeats. One set of maps
 serves all interfaces, so one write quarantines an identity on all of them; counts are summed over them. It fails open:
-what it cannot attribute or count passes, and its verdicts end with the process.
+what it cannot attribute or count passes. Its verdicts end when it is closed. In a chain that link_watch pinned, they
+outlive a killed process until the next agent takes that chain over, or `mapek release`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mapek.errors import ConfigError, DegradedError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.identities import ALLOW, DENY, Identities, Verdict
-from mapek.sensors.identity_file import IdentityFile
+from mapek.sensors.identity_watch import IdentityFile
 from mapek.sensors.ingress import (
     MODES,
     Ingress,
@@ -33,6 +34,7 @@ from mapek.sensors.ingress import (
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.mesh_filter_store import UNKNOWN, Store
 from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
+from mapek.sensors.mesh_filter_undo import Undo
 
 SLOT: Final = "mesh_filter"
 
@@ -50,7 +52,7 @@ SCHEMA: Final = Schema(
 
 def step(action: str, identity: str, **fields: int) -> Step:
     """The step that does `action` ("quarantine", "release", "limit") to an identity, and whose undo restores it."""
-    undo = Step(SLOT, "restore", {"identity": identity})
+    undo = Step(SLOT, "restore", {"identity": identity, "action": action, **fields})
     return Step(SLOT, action, {"identity": identity, **fields}, undo)
 
 
@@ -58,8 +60,9 @@ class MeshFilter(Touchpoint):
     """Touchpoint `mesh_filter`, sensor and effector.
 
     Actions, each with the field `identity` (a SPIFFE ID, "unknown", or a number): "quarantine"; "release"; "limit"
-    with `rate` and `burst` in packets (a second); "restore": as it was before the last of these changed it. And
-    "observe" with `on`. Each is one map write. What restores the state before is in `step`.
+    with `rate` and `burst` in packets (a second); "restore": as it was before the one of these that `action` names
+    (with its rate and burst), if that still holds. And "observe" with `on`. Each is one map write. What restores the
+    state before is in `step`.
 
     Options:
         interfaces: names; by default those of all paths.
@@ -70,7 +73,7 @@ class MeshFilter(Touchpoint):
         prefer: "prefix" or "mac", where both are known.
         rows: identities with a row of their own in a frame.
         max_identities, max_addresses: how many the kernel's maps hold; addresses of each kind (IPv4, IPv6, MAC).
-        probe_port: UDP port of probes, which a quarantine does not drop; 0: none.
+        probe_port: UDP port of probes, which a quarantine does not drop: `port` of link_watch; 0: none.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
@@ -81,6 +84,7 @@ class MeshFilter(Touchpoint):
         "undecoded": "Frames whose sender could not be told.",
         "spared": "Frames of denied identities that are never dropped.",
         "map_full": "Frames that found no row to be counted in, and passed.",
+        "addresses_refused": "Addresses of identities that found no room, each time.",
         "expired": "Entries of identities that ended by themselves.",
     }
     # It says where the chain that they share is pinned, and takes over the one of the agent before.
@@ -108,8 +112,7 @@ class MeshFilter(Touchpoint):
         self._file: IdentityFile | None = None
         self._interfaces = Interfaces("filter on", self._attach)
         self._store = Store(rows, DENY if unknown == "deny" else ALLOW)
-        self._before: dict[int, bytes] = {}
-        """By number, the policy before the last change by an action."""
+        self._undo = Undo()
 
     @property
     def registry(self) -> Identities:
@@ -125,6 +128,7 @@ class MeshFilter(Touchpoint):
         registry = surroundings.shared(Identities)
         await self._store.open(spec, self._sizes, registry, surroundings.spawn)
         registry.join(self._store, surroundings.clock)
+        await self._store.fill(registry)
         self._tables().observe(self._observe)
         if self._path is not None:
             self._file = IdentityFile(self._path, registry)
@@ -193,30 +197,28 @@ class MeshFilter(Touchpoint):
             self._observe = on
             return Applied(around.clock.now_ns(), changed, f"observe {'on' if on else 'off'}")
         number, name = self._whose(step)
-        wanted, before = self._wanted(step, number), tables.verdict(number)
-        if wanted is None or wanted == before:
-            return Applied(around.clock.now_ns(), False, f"{name} was so")
-        if not self._store.judge(number, wanted):
-            why = "the maps are full, so it is not filtered"
-            raise DegradedError(step.action, name, why, "raise max_identities")
-        if step.action == "restore":
-            del self._before[number]
+        before = tables.verdict(number)
+        if restoring := step.action == "restore":
+            action = take(
+                step.fields, "action", str, required=True, choices=("quarantine", "release", "limit")
+            )
+            meant = _meant(action, step)
+            wanted = self._undo.back(number, meant, before)
         else:
-            self._before[number] = before
-        return Applied(around.clock.now_ns(), True, f"{step.action} {name}")
-
-    def _wanted(self, step: Step, number: int) -> bytes | None:
-        if step.action == "quarantine":
-            return pack(DENY)
-        if step.action == "release":
-            return pack(ALLOW)
-        if step.action == "limit":
-            rate = take(step.fields, "rate", int, required=True)
-            return pack(Verdict("limit", rate, take(step.fields, "burst", int, max(1, rate // 10))))
-        if step.action == "restore":
-            return self._before.get(number)
-        do = "known are quarantine, release, limit, restore, observe"
-        raise ConfigError("act on", self.name, f"{plain(step.action)!r} is no action of it", do)
+            wanted = meant = _meant(step.action, step)
+        changed = False
+        if wanted is not None and wanted != before:
+            changed = self._store.judge(number, wanted)
+            if not changed:
+                why = "the maps are full, so it is not filtered"
+                raise DegradedError(step.action, name, why, "raise max_identities")
+        if restoring:
+            self._undo.forget(number, meant)
+        elif changed:
+            self._undo.done(number, before, meant)
+        return Applied(
+            around.clock.now_ns(), changed, f"{step.action} {name}" if changed else f"{name} was so"
+        )
 
     def _whose(self, step: Step) -> tuple[int, str]:
         identity = step.fields.get("identity")
@@ -252,7 +254,20 @@ class MeshFilter(Touchpoint):
             f"{one.entity.name} by tc: {one.why}" for one in self._interfaces.attached.values() if one.why
         ]
         counts = dict(zip(TALLIES, store.tallied.tolist(), strict=True))
-        counts["map_full"] += store.full
+        counts["addresses_refused"] = store.addresses_refused
         if self._around is not None:
             counts["expired"] = self.registry.expired
         return Status(bool(attached), attached, tuple(degraded), counts)
+
+
+def _meant(action: str, step: Step) -> bytes:
+    """The policy that an action sets, by the fields of the step."""
+    if action == "quarantine":
+        return pack(DENY)
+    if action == "release":
+        return pack(ALLOW)
+    if action == "limit":
+        rate = take(step.fields, "rate", int, required=True)
+        return pack(Verdict("limit", rate, take(step.fields, "burst", int, max(1, rate // 10))))
+    do = "known are quarantine, release, limit, restore, observe"
+    raise ConfigError("act on", SLOT, f"{plain(action)!r} is no action of it", do)

@@ -1,25 +1,28 @@
 """What mesh_filter knows of identities, kept in step between the registry, the kernel's maps and the next life of both.
 
 The maps go when the touchpoint closes, and nothing may be left behind then; so counts and verdicts are carried over in
-memory to when it opens again. A write that finds no room leaves its address unknown, says so, and is tried again.
+memory to when it opens again. A write that finds no room leaves its address unknown, says so, and is tried again when
+something went. Which identities have a row is remembered here, so that a full map costs no look at the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from itertools import islice
 from typing import Final
 
 import numpy as np
 
 from mapek.bpf import ObjectSpec
-from mapek.sensors.identities import Address, Identities, Verdict
+from mapek.sensors.identities import Identities, Verdict
+from mapek.sensors.identity_claims import Address
 from mapek.sensors.mesh_filter_rows import Counts, Rows
 from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
 
 UNKNOWN: Final = 0
-AT_ONCE: Final = 64
-"""Map writes between two breaths of the event loop: 0.1 ms."""
+AT_ONCE: Final = 32
+"""Addresses between two breaths of the event loop: 1 ms if each is a new identity's, 0.1 ms if none is."""
 
 
 class Store:
@@ -35,12 +38,18 @@ class Store:
         self.policies = {UNKNOWN: pack(unknown)}
         """What was decided, by number; the kernel's belong to rows and go with them."""
         self.refused: dict[Address, int] = {}
-        self.full = 0
+        """Addresses that found no room."""
+        self.addresses_refused = 0
         self.tallied: Counts = np.zeros(len(TALLIES), np.uint64)
         self._rows = Rows(rows)
         self._carried: dict[int, Counts] = {UNKNOWN: np.zeros(4, np.uint64)}
         self._pending: dict[Address, int | None] = {}
         self._draining = False
+        self._numbers: set[int] = set()
+        """Who has a row in the kernel."""
+        self._ended: dict[int, None] = {}
+        """Who has one, and may be registered no more; the first ended first."""
+        self._no_row = self._something_went = False
         self._registry: Identities | None = None
         self._spawn: Callable[[Awaitable[None]], None] | None = None
 
@@ -51,32 +60,47 @@ class Store:
         registry: Identities,
         spawn: Callable[[Awaitable[None]], None],
     ) -> None:
-        """Make maps for so many identities and addresses of a kind, and fill them with what was and what is known."""
+        """Make maps for so many identities and addresses of a kind, with what was counted and decided before."""
         tables = self.tables = await Tables.make(spec, *sizes)
         self._registry, self._spawn = registry, spawn
-        for number, counts in self._carried.items():
-            if not tables.add_row(number, counts):
-                self._rows.drop(number, counts)
-            elif number in self.policies:
-                tables.judge(number, self.policies[number])
         tables.set_tallies(self.tallied)
-        for entry in registry.entries():
+        for place, (number, counts) in enumerate(list(self._carried.items()), 1):
+            if not tables.add_row(number, counts):
+                self._rows.drop(number, self._carried.pop(number))
+                continue
+            self._numbers.add(number)
+            if number in self.policies:
+                tables.judge(number, self.policies[number])
+            if number != UNKNOWN and not registry.active(number):
+                self._ended[number] = None
+            if place % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    async def fill(self, registry: Identities) -> None:
+        """Take over what is known already; whoever calls it listens to the registry from before."""
+        for place, entry in enumerate(registry.entries(), 1):
             known = registry.number(entry.spiffe_id)
             if known is not None and entry.verdict is not None and known not in self.policies:
                 self.intend(known, entry.verdict)
-        self.assign(registry.addresses())
+            self.assign({one: now for one in entry.addresses() if (now := registry.whose(one)) is not None})
+            if place % AT_ONCE == 0:
+                await asyncio.sleep(0)
+        await self.settle()
 
     def close(self) -> None:
         """Keep what was counted, and let the maps go; no program may count any more. Twice is fine."""
         self._pending.clear()
         self.refused.clear()
-        self._draining = False
+        self._numbers.clear()
+        self._ended.clear()
+        self._draining = self._no_row = self._something_went = False
         tables, self.tables = self.tables, None
         self._registry = self._spawn = None
         if tables is not None:
             try:
                 numbers, sums = tables.counts()
-                self._carried = {number: sums[row].copy() for row, number in enumerate(numbers.tolist())}
+                # An opening that was cancelled has not put all of them back into the kernel.
+                self._carried |= {number: sums[row].copy() for row, number in enumerate(numbers.tolist())}
                 self.tallied = tables.tallies()
             finally:
                 tables.close()
@@ -84,7 +108,8 @@ class Store:
     async def settle(self) -> None:
         """Until nothing is pending."""
         while self._pending:
-            self._write()
+            if not self._draining:
+                self._write()
             await asyncio.sleep(0)
 
     def assign(self, addresses: Mapping[Address, int | None]) -> None:
@@ -92,6 +117,18 @@ class Store:
         for address, number in addresses.items():
             self._pending.pop(address, None)
             self._pending[address] = number
+        self._go_on()
+
+    def retire(self, numbers: Collection[int]) -> None:
+        """Nobody is registered by these numbers any more: their rows are for whoever finds no other."""
+        rows = self._numbers.intersection(numbers)
+        if rows:
+            self._ended.update(dict.fromkeys(rows))
+            self._no_row, self._something_went = False, True
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._retry()
         if self._draining or not self._pending:
             return
         self._write()
@@ -108,7 +145,7 @@ class Store:
     def judge(self, number: int, policy: bytes) -> bool:
         """Set the verdict of an identity: one map write. False when it is not filtered, because a map is full."""
         tables = self.tables
-        if tables is None or not tables.has_row(number) or not tables.judge(number, policy):
+        if tables is None or number not in self._numbers or not tables.judge(number, policy):
             return False
         self.policies[number] = policy
         return tables.verdict(number) == policy
@@ -124,8 +161,9 @@ class Store:
 
     async def _drain(self) -> None:
         try:
-            await asyncio.sleep(0)
-            await self.settle()
+            while self._pending:
+                await asyncio.sleep(0)
+                self._write()
         finally:
             self._draining = False
 
@@ -134,36 +172,55 @@ class Store:
         if tables is None:
             self._pending.clear()
             return
-        removed = False
-        for address in list(self._pending)[:AT_ONCE]:
+        for address in list(islice(self._pending, AT_ONCE)):
             number = self._pending.pop(address)
-            self.refused.pop(address, None)
             if number is None:
-                removed = True
                 tables.assign(address, None)
-            elif not (self._row(tables, number) and tables.assign(address, number)):
-                # Rather nobody's than still that of the one before.
-                tables.assign(address, None)
-                self.refused[address] = number
-                self.full += 1
-        if removed and self.refused and not self._pending:
-            for address, number in list(self.refused.items()):
-                if self._row(tables, number) and tables.assign(address, number):
-                    del self.refused[address]
+                self.refused.pop(address, None)
+                self._something_went = True
+            elif self._row(tables, number) and tables.assign(address, number):
+                self.refused.pop(address, None)
+            else:
+                self._refuse(tables, address, number)
+        self._retry()
+
+    def _refuse(self, tables: Tables, address: Address, number: int) -> None:
+        if address not in self.refused:
+            # Rather nobody's than still that of the one before.
+            tables.assign(address, None)
+        if self.refused.get(address) != number:
+            self.addresses_refused += 1
+        self.refused[address] = number
+
+    def _retry(self) -> None:
+        """What was refused is tried again once something went, after all that is new, and with the same breaths."""
+        if self._something_went and not self._pending:
+            self._something_went = False
+            self._pending.update(self.refused)
 
     def _row(self, tables: Tables, number: int) -> bool:
         """Make the identity countable, if need be in the place of one that is registered no more."""
-        if tables.has_row(number):
+        if number in self._numbers:
             return True
-        if not tables.add_row(number):
-            numbers, sums = tables.counts()
-            for row, other in enumerate(numbers.tolist()):
-                if other != UNKNOWN and self._registry is not None and not self._registry.active(other):
-                    tables.drop_row(other)
-                    self._rows.drop(other, sums[row].copy())
-                    break
-            if not tables.add_row(number):
-                return False
+        if self._no_row:
+            return False
+        if not tables.add_row(number) and not (self._reclaim(tables) and tables.add_row(number)):
+            self._no_row = True
+            return False
+        self._numbers.add(number)
         if number in self.policies:
             tables.judge(number, self.policies[number])
         return True
+
+    def _reclaim(self, tables: Tables) -> bool:
+        """Take the row of one that is registered no more; what it counted goes to the rest."""
+        while self._ended:
+            number = next(iter(self._ended))
+            del self._ended[number]
+            if self._registry is None or not self._registry.active(number):
+                self._rows.drop(number, tables.count(number))
+                tables.drop_row(number)
+                self._numbers.discard(number)
+                self._carried.pop(number, None)
+                return True
+        return False

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from mapek.bpf import LoadedObject, LpmTrieMap, ObjectSpec, PerCpuArrayMap, PerCpuHashMap, load_async
 from mapek.bpf.maps import BPF_NOEXIST, Map
-from mapek.sensors.identities import ALLOW, Address, Verdict
+from mapek.sensors.identities import ALLOW, Verdict
+from mapek.sensors.identity_claims import Address
 
 SHARED: Final = ("prefixes4", "prefixes6", "macs", "policies", "counts", "tallies", "settings")
 TALLIES: Final = ("control", "undecoded", "spared", "map_full")
@@ -100,9 +101,13 @@ class Tables:
         self._counts.delete(NUMBER.pack(number))
         self._policies.delete(NUMBER.pack(number))
 
-    def has_row(self, number: int) -> bool:
-        """Is it counted?"""
-        return self._counts.lookup(NUMBER.pack(number)) is not None
+    def count(self, number: int) -> Counts:
+        """(4,): what `counts` has of one identity; zeros if it is not counted."""
+        value = self._counts.lookup(NUMBER.pack(number))
+        if value is None:
+            return np.zeros(len(COUNTS), np.uint64)
+        sums: Counts = np.frombuffer(value, np.uint64).reshape(-1, len(COUNTS)).sum(axis=0)
+        return sums
 
     def verdict(self, number: int) -> bytes:
         """The `struct policy` of an identity as `pack` makes it: without the state of its bucket."""

@@ -332,7 +332,9 @@ async def test_a_full_map_lets_pass_and_says_so(far):
     try:
         registry = registered(node)
         await touchpoint.open(node.surroundings)
-        assert touchpoint.status().counts["map_full"] == 4  # two identities with two addresses each
+        # two identities with two addresses each, and no frame yet
+        counts = touchpoint.status().counts
+        assert (counts["addresses_refused"], counts["map_full"]) == (4, 0)
         assert "4 addresses found no room" in touchpoint.status().degraded[0]
         with pytest.raises(DegradedError, match="maps are full"):
             await touchpoint.act(step("quarantine", name("10.7.0.4")))

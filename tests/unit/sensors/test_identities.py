@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from ipaddress import ip_network
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mapek.clock import VirtualClock
 from mapek.errors import ConfigError, MapekError
-from mapek.sensors.identities import ALLOW, DENY, FIRST_OWN, Entry, Identities, Verdict
+from mapek.sensors.identities import ALLOW, AT_ONCE, DENY, Entry, Identities, Verdict
 from mapek.sensors.identity_file import MAX_BYTES, parse_file
+from mapek.sensors.identity_numbers import FIRST_OWN
 
 A, B, C = (f"spiffe://example.org/{letter}" for letter in "abc")
 P, Q, R = (ip_network(f"10.0.{n}.0/24") for n in range(3))
@@ -26,6 +29,7 @@ class Told:
         self.changes: list[tuple[object, int | None]] = []
         self.verdicts: list[tuple[int, Verdict]] = []
         self.table: dict[object, int] = {}
+        self.retired: list[list[int]] = []
 
     def assign(self, addresses) -> None:
         for address, number in addresses.items():
@@ -37,6 +41,9 @@ class Told:
 
     def intend(self, number: int, verdict: Verdict) -> None:
         self.verdicts.append((number, verdict))
+
+    def retire(self, numbers) -> None:
+        self.retired.append(list(numbers))
 
 
 @pytest.fixture
@@ -100,11 +107,11 @@ def test_the_latest_claim_holds_and_the_former_gets_it_back(registry: Identities
     assert told.changes == [(P, a), (P, b), (P, a), (P, None)]
 
 
-def test_sources_do_not_remove_each_other_s(registry: Identities, told: Told):
+async def test_sources_do_not_remove_each_other_s(registry: Identities, told: Told):
     number = registry.put(Entry(A, (P,)), "svid")
-    registry.replace([Entry(A, (Q,)), Entry(B)], "file")
+    await registry.replace([Entry(A, (Q,)), Entry(B)], "file")
     assert told.table == {P: number, Q: number}
-    registry.replace([], "file")
+    await registry.replace([], "file")
     assert told.table == {P: number}
     assert registry.active(number)
     assert not registry.remove(A, "file")
@@ -152,7 +159,7 @@ def test_a_verdict_is_told_before_the_addresses(registry: Identities, told: Told
     assert order == [DENY, {P: number}, ALLOW]
 
 
-def test_a_set_is_taken_whole_or_not_at_all(registry: Identities, told: Told):
+async def test_a_set_is_taken_whole_or_not_at_all(registry: Identities, told: Told):
     registry.put(Entry(A, (P,), number=7))
     before = told.table.copy()
     for wrong in (
@@ -162,10 +169,104 @@ def test_a_set_is_taken_whole_or_not_at_all(registry: Identities, told: Told):
         [Entry(B, (Q,)), Entry(B)],
     ):
         with pytest.raises(ConfigError) as caught:
-            registry.replace(wrong, "file")
+            await registry.replace(wrong, "file")
         assert "\n" not in str(caught.value)
     assert told.table == before
     assert registry.number(B) is None
+
+
+def many(letter: str, count: int, second: int = 1) -> list[Entry]:
+    """So many entries with a prefix each, 10.<second>.x.y."""
+    return [
+        Entry(f"spiffe://example.org/{letter}/{n}", (ip_network(f"10.{second}.{n >> 8}.{n & 255}"),))
+        for n in range(count)
+    ]
+
+
+async def test_a_large_set_is_put_in_with_breaths(registry: Identities, told: Told):
+    """Never more than a slice between two turns of the loop, and what goes is told as the last."""
+    size, turns = 20 * AT_ONCE, [0]
+    await registry.replace(many("a", size), "file")
+    told.changes.clear()
+    replacing = asyncio.ensure_future(registry.replace(many("b", size, second=2), "file"))
+    while not replacing.done():
+        turns.append(len(told.changes))
+        await asyncio.sleep(0)
+    turns.append(len(told.changes))
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= AT_ONCE
+    assert [number is None for _, number in told.changes] == [False] * size + [True] * size
+    assert len(told.table) == size
+
+
+async def test_an_address_that_moves_within_a_set_is_never_nobody_s(registry: Identities, told: Told):
+    """From the first entry to the last, slices apart."""
+    between = many("x", 3 * AT_ONCE)
+    a = await one_of(registry, [Entry(A, (P,)), *between, Entry(B)])
+    told.changes.clear()
+    await registry.replace([Entry(A), *between, Entry(B, (P,))], "file")
+    b = registry.number(B)
+    assert told.changes == [(P, b)]
+    assert a != b
+    await registry.replace([Entry(A, (P,)), *between, Entry(B)], "file")
+    assert told.changes == [(P, b), (P, a)]
+
+
+async def one_of(registry: Identities, entries: list[Entry]) -> int | None:
+    await registry.replace(entries, "file")
+    return registry.number(entries[0].spiffe_id)
+
+
+async def test_nobody_takes_a_number_of_a_set_while_it_is_put_in(registry: Identities, told: Told):
+    wanted = [*many("x", 3 * AT_ONCE), Entry(A, (P,), number=7)]
+    replacing = asyncio.ensure_future(registry.replace(wanted, "file"))
+    while told.table == {}:  # noqa: ASYNC110 - it goes on in breaths
+        await asyncio.sleep(0)
+    assert registry.number(A) is None
+    with pytest.raises(ConfigError, match=f"7 is that of {A}"):
+        registry.put(Entry(B, number=7))
+    with pytest.raises(ConfigError, match="it has number 7"):
+        registry.put(Entry(A, number=8))
+    assert registry.put(Entry(A, (Q,))) == 7
+    await replacing
+    assert told.table[P] == told.table[Q] == 7
+    # a set that is given up promises nothing any more
+    with pytest.raises(ConfigError):
+        await registry.replace([Entry(C, number=9), Entry(B, number=7)], "file")
+    assert registry.put(Entry(B, number=9)) == 9
+
+
+async def test_a_set_that_is_cancelled_leaves_what_was_told_true(registry: Identities, told: Told):
+    await registry.replace([Entry(A, (P,)), *many("x", 3 * AT_ONCE)], "file")
+    replacing = asyncio.ensure_future(registry.replace([Entry(A), *many("y", 3 * AT_ONCE, 2)], "file"))
+    while registry.addresses().get(P) is not None:  # noqa: ASYNC110 - it goes on in breaths
+        await asyncio.sleep(0)
+    assert P in told.table
+    replacing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await replacing
+    assert told.table == registry.addresses()
+    registry.put(Entry(A, (Q,)))
+    registry.remove(A)
+    assert told.table == registry.addresses()
+
+
+def test_who_ends_is_told_once(registry: Identities, told: Told):
+    number = registry.put(Entry(A, (P,)))
+    registry.put(Entry(A, (Q,)), "svid")
+    registry.remove(A)
+    assert told.retired == []
+    registry.remove(A, "svid")
+    assert told.retired == [[number]]
+
+
+def test_many_that_expire_together_leave_the_loop_time(registry: Identities, told: Told, clock: VirtualClock):
+    for entry in many("x", 3 * AT_ONCE):
+        registry.put(Entry(entry.spiffe_id, entry.prefixes, expires_ns=5000))
+    clock.advance_to(5000)
+    assert registry.expired == AT_ONCE
+    clock.advance_to(5010)
+    assert registry.expired == 3 * AT_ONCE
+    assert told.table == {}
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from mapek.bpf import ObjectSpec, object_path
 from mapek.errors import ConfigError
 from mapek.model import Step
-from mapek.sensors.identities import DENY, Verdict
+from mapek.sensors.identities import ALLOW, DENY, Verdict
 from mapek.sensors.mesh_filter import MeshFilter, step
 from mapek.sensors.mesh_filter_rows import Rows
 from mapek.sensors.mesh_filter_tables import COUNT, COUNTS, NUMBER, POLICY, SHARED, TALLIES, pack
+from mapek.sensors.mesh_filter_undo import DEEPEST, Undo
 from tests.support.decode_mesh import decode
 
 
@@ -42,8 +43,65 @@ def test_a_step_carries_its_undo():
         "mesh_filter",
         "limit",
         {"identity": "spiffe://a/b", "rate": 5},
-        Step("mesh_filter", "restore", {"identity": "spiffe://a/b"}),
+        Step("mesh_filter", "restore", {"identity": "spiffe://a/b", "action": "limit", "rate": 5}),
     )
+
+
+ACTIONS = {
+    "Q": pack(DENY),
+    "R": pack(ALLOW),
+    "L": pack(Verdict("limit", 5, 1)),
+    "M": pack(Verdict("limit", 6, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("order", "verdicts"),
+    [
+        ("Q-Q", "QR"),
+        ("QL-L-Q", "QLQR"),
+        ("QL-Q-L", "QLLR"),
+        ("QLM-L-M-Q", "QLMMQR"),
+        ("QLM-Q-L-M", "QLMMMR"),
+        ("QR-R-Q", "QRQR"),
+        ("QR-Q-R", "QRRR"),
+        ("LM-L-M", "LMMR"),
+        ("QQ-Q-Q", "QQRR"),
+        ("QLQ-Q-L", "QLQLR"),
+        ("QLQ-L-Q", "QLQQR"),
+        ("-Q", "R"),
+        ("Q!-Q", "QMM"),  # somebody else set it meanwhile
+        ("Q!L-Q-L", "QMLLM"),
+        ("Q!L-L-Q", "QMLMM"),
+    ],
+)
+def test_each_takes_back_its_own(order, verdicts):
+    """Letters act, "-" takes back the next one, "!" is a verdict M that somebody else sets; what is so after each."""
+    undo, now, shown, steps = Undo(), ACTIONS["R"], "", iter(order)
+    names = {policy: name for name, policy in ACTIONS.items()}
+    for letter in steps:
+        if letter == "!":
+            now = ACTIONS["M"]
+        elif letter == "-":
+            meant = ACTIONS[next(steps)]
+            if (wanted := undo.back(1, meant, now)) is not None:
+                now = wanted
+            undo.forget(1, meant)
+        elif now != ACTIONS[letter]:
+            undo.done(1, now, ACTIONS[letter])
+            now = ACTIONS[letter]
+        shown += names[now]
+    assert shown == verdicts
+
+
+def test_what_is_remembered_for_undoing_is_bounded():
+    undo, before = Undo(), pack(ALLOW)
+    for rate in range(1, 1000):
+        after = pack(Verdict("limit", rate, 1))
+        undo.done(1, before, after)
+        before = after
+    assert undo.back(1, before, before) == pack(Verdict("limit", 998, 1))
+    assert len(undo._changes[1]) == DEEPEST
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mapek.bpf import ObjectSpec, object_path
+from mapek.errors import ConfigError
 from mapek.sensors import net_events_layout as layout
 from mapek.sensors.net_events import SCHEMA, NetEvents
 from mapek.sensors.net_events_names import Field, enum_of_btf, fields, reasons_of_btf, reasons_of_format
@@ -249,3 +250,26 @@ def test_columns():
     assert NetEvents({}).schema() == SCHEMA
     names = [metric.name for metric in SCHEMA.counters if dict(metric.labels).get("link") == "other"]
     assert names == ["received", "received", "sent", "sent"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples_per_s": 1e-12}, "set it to 0 for none"),
+        ({"samples_per_s": 1e-300}, "set it to 0 for none"),
+        ({"samples_per_s": -1}, "samples_per_s"),
+        ({"packets": True, "all_namespaces": True}, "leave out packets or all_namespaces"),
+    ],
+)
+def test_what_cannot_be_meant(options: dict[str, object], said: str):
+    with pytest.raises(ConfigError, match=said):
+        NetEvents(options)
+
+
+def test_what_can_be_meant():
+    for rate in (0, 0.001, 10_000):
+        NetEvents({"samples_per_s": rate})
+    sensor = NetEvents({"variant": "tracepoint"})
+    # For doctor, which tells without opening it what is missing.
+    assert sensor.wanted_variant == "tracepoint"
+    assert "tracefs" in next(one for one in sensor.variants if one.name == "tracepoint").needs

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mapek.errors import ConfigError
 from mapek.sensors.psi import Psi
-from mapek.sensors.psi_files import Pressure, cgroup_mount, parse
+from mapek.sensors.psi_files import Pressure, parse
 
 SOME = b"some avg10=7.74 avg60=15.49 avg300=100.00 total=1572795937\n"
 FULL = b"full avg10=0.00 avg60=0.03 avg300=0.00 total=18446744073709551615\n"
@@ -67,23 +67,6 @@ def test_every_value_that_a_kernel_can_write(hundredths, total):
     average = f"{hundredths // 100}.{hundredths % 100:02}"
     found = parse(f"full avg10={average} avg60=0.00 avg300=0.00 total={total}\n".encode())["full"]
     assert found == Pressure((float(average) / 100, 0.0, 0.0), total)
-
-
-@pytest.mark.parametrize(
-    ("lines", "mount"),
-    [
-        ("30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw", "/sys/fs/cgroup"),
-        ("30 23 0:26 / /a\\040b rw shared:9 master:1 - cgroup2 none rw", "/a b"),
-        ("31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
-         "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw", "/sys/fs/cgroup/unified"),
-        ("31 23 0:27 / /cgroup2 rw - tmpfs cgroup2 rw", ""),
-        ("", ""),
-        ("- cgroup2", ""),
-        (" - cgroup2", ""),
-    ],
-)  # fmt: skip
-def test_where_cgroups_are(lines, mount):
-    assert cgroup_mount(lines) == mount
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from mapek.sensors.syscall_latency_histogram import BOUNDS_S
         ({"processes": ["0"]}, "is no process id"),
         ({"processes": ["-1"]}, "is no process id"),
         ({"processes": ["99999999999999999999"]}, "is no process id"),
+        ({"processes": ["9" * 5000]}, "is no process id"),
+        ({"processes": [str(1 << 22)]}, "is no process id"),
         ({"processes": ["٣"]}, "is no process id"),
         ({"processes": [str(n) for n in range(1, 70)]}, "at most 64"),
         ({"cgroup": "/system.slice"}, "not below the cgroup mount"),
@@ -48,6 +50,11 @@ def test_the_schema_has_a_column_for_each_call() -> None:
     assert len(schema.counters) == 6
     assert len(schema.gauges) == 4
     assert SyscallLatency({}).schema() == schema_of(SYSCALLS)
+
+
+def test_the_variant_that_doctor_asks_for() -> None:
+    assert SyscallLatency({}).wanted_variant == "auto"
+    assert SyscallLatency({"variant": "kprobe"}).wanted_variant == "kprobe"
 
 
 def test_it_is_not_up_before_it_is_open() -> None:
