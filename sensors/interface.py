@@ -1,7 +1,8 @@
 """interface: what driver and queueing discipline of each interface count, by netlink.
 
 These are the kernel's own counters of everything that passed, for one dump of links and one of disciplines a second,
-made in a thread shortly before they are read: the dumps wait for a lock that whoever changes an interface holds.
+made and arranged in a thread shortly before they are read: they wait for a lock that whoever changes an interface
+holds.
 """
 
 from __future__ import annotations
@@ -9,36 +10,32 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
-
-import numpy as np
 
 from mapek.bpf.worker import in_thread
 from mapek.clock import Timer
 from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint
 from mapek.errors import AttachError, MapekError, NetlinkError
-from mapek.model import Entity, Event, Frame, Schema
-from mapek.sensors.interface_columns import NO_QDISC, SCHEMA, qdisc_columns, schema_with
+from mapek.model import Event, Frame, Schema
+from mapek.sensors.interface_columns import SCHEMA
 from mapek.sensors.interface_driver import driver_statistics
-from mapek.sensors.interface_wire import Dumper, LinkCounters, QdiscCounters
+from mapek.sensors.interface_rows import MOST_COLUMNS, MOST_ROWS, Dumped, Layout, framed, laid_out
+from mapek.sensors.interface_wire import Dumper
 from mapek.sensors.links import Links
 
-MOST_ROWS: Final = 256
-MOST_COLUMNS: Final = 128
 ALL: Final = "*"
 _AHEAD_NS: Final = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """What one look at the kernel found; `troubles` are those of drivers, by interface."""
+    """What one look at the kernel gave; `attached` and the `troubles` of drivers are by interface."""
 
-    time_ns: int
-    links: Mapping[int, LinkCounters]
-    qdiscs: Mapping[tuple[int, bool], QdiscCounters]
-    drivers: Mapping[int, Mapping[str, int]]
+    frame: Frame
+    layout: Layout
+    attached: Mapping[str, str]
     troubles: Mapping[str, str]
 
 
@@ -75,14 +72,9 @@ class Interface(Touchpoint):
         self._timer: Timer | None = None
         self._seen: _Snapshot | None = None
         self._read_ns = 0
-        self._known: dict[str, Entity] = {}
-        """Rows by name; what is away keeps its row, unless all interfaces are asked for."""
-        self._columns: dict[str, int] = {}
-        self._schema = SCHEMA
+        self._layout = Layout({}, SCHEMA)
         self._trouble: MapekError | None = None
-        self._refused: set[str] = set()
-        self._left_out: set[Entity] = set()
-        self._counts = {"failed_dumps": 0, "rows_left_out": 0, "columns_left_out": 0}
+        self._failed = 0
 
     async def open(self, surroundings: Surroundings) -> None:
         """Look at the interfaces for the first time.
@@ -100,7 +92,7 @@ class Interface(Touchpoint):
         if self._ethtool:
             self._inet = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._take(await self._look())
-        if self._names and not self._known:
+        if self._names and not self._layout.rows:
             name = self._names[0]
             raise AttachError("count on", name, "there is no such interface", "check the name")
         self._plan(surroundings.clock.now_ns() + self.period_ns)
@@ -117,13 +109,13 @@ class Interface(Touchpoint):
         if self._inet is not None:
             self._inet.close()
         self._inet, self._seen, self._looking = None, None, False
-        self._known.clear()
+        self._layout = replace(self._layout, rows={}, left_out=frozenset())
 
     async def _look(self) -> _Snapshot:
         """Ask the kernel in a thread, which has descriptors of its own: `close` may come meanwhile."""
         assert self._dumper is not None
         assert self._around is not None
-        now_ns, wanted = self._around.clock.now_ns, self._wanted
+        now_ns, wanted, layout = self._around.clock.now_ns, self._wanted, self._layout
         with ExitStack() as life:
             dumper = self._dumper.twin()
             life.callback(dumper.close)
@@ -142,7 +134,14 @@ class Interface(Touchpoint):
                             drivers[link.ifindex] = driver_statistics(inet, link.name)
                         except OSError as error:
                             troubles[link.name] = str(error)
-                return _Snapshot(time_ns, links, qdiscs, drivers, troubles)
+                found = Dumped(time_ns, links, qdiscs, drivers)
+                after = laid_out(layout, found, wanted, keeps=not self._all)
+                attached = {}
+                for link in links.values():
+                    if link.name in after.rows:
+                        qdisc = qdiscs.get((link.ifindex, False))
+                        attached[link.name] = f"netlink, qdisc {qdisc.kind}" if qdisc else "netlink"
+                return _Snapshot(framed(after, found), after, attached, troubles)
 
         return await in_thread(look)
 
@@ -177,7 +176,7 @@ class Interface(Touchpoint):
                 try:
                     seen = await self._look()
                 except (NetlinkError, OSError) as error:
-                    self._counts["failed_dumps"] += 1
+                    self._failed += 1
                     self._trouble = error if isinstance(error, MapekError) else _no_socket(error)
                 else:
                     self._trouble = None
@@ -193,96 +192,48 @@ class Interface(Touchpoint):
             self._refresh()
 
     def _take(self, seen: _Snapshot) -> None:
-        self._seen = seen
-        there = {link.name: Entity("link", link.name, link.ifindex) for link in seen.links.values()}
-        if self._all:
-            self._known = {name: entity for name, entity in self._known.items() if there.get(name) == entity}
-        for name, entity in there.items():
-            if not self._wanted(name):
-                continue
-            if name in self._known or len(self._known) < MOST_ROWS:
-                self._known[name] = entity
-            elif entity not in self._left_out:
-                self._counts["rows_left_out"] += 1
-        self._left_out = {
-            entity for name, entity in there.items() if self._wanted(name) and self._known.get(name) != entity
-        }
-        self._learn_columns(seen)
-
-    def _learn_columns(self, seen: _Snapshot) -> None:
-        """A name keeps its column; new ones come behind, until there are too many."""
-        before = len(self._columns)
-        for found in seen.drivers.values():
-            for name in found:
-                if name in self._columns or name in self._refused:
-                    continue
-                if len(self._columns) < MOST_COLUMNS:
-                    self._columns[name] = len(SCHEMA.counters) + len(self._columns)
-                elif len(self._refused) < MOST_ROWS * 16:
-                    self._refused.add(name)
-                    self._counts["columns_left_out"] += 1
-        if len(self._columns) > before:
-            self._schema = schema_with(tuple(self._columns))
+        self._seen, self._layout = seen, seen.layout
 
     def schema(self) -> Schema:
-        return self._schema
+        return self._layout.schema
 
     def read(self) -> Frame | None:
         """One row per interface, as last dumped; None if nothing was since the last call.
 
-        The row of one that is away is not valid.
+        The row of one that is away is not valid. What a thread made is handed over: however many rows, it costs
+        the same.
         """
         seen = self._seen
         if self._around is None or seen is None:
             return None
-        fresh = seen.time_ns != self._read_ns
+        fresh = seen.frame.time_ns != self._read_ns
         if fresh or (self._timer is None and not self._looking):
             self._plan(self._around.clock.now_ns() + self.period_ns)
         if not fresh:
             return None
-        self._read_ns = seen.time_ns
-        rows = tuple(self._known.values())
-        counters = np.zeros((len(rows), len(self._schema.counters)), np.uint64)
-        gauges = np.full((len(rows), len(SCHEMA.gauges)), np.nan)
-        valid = np.zeros(len(rows), np.bool_)
-        for row, entity in enumerate(rows):
-            link = seen.links.get(entity.generation)
-            if link is None or link.name != entity.name:
-                continue
-            valid[row] = True
-            values = [*link.statistics, link.carrier_up, link.carrier_down]
-            gauges[row, 0] = link.operstate
-            for ingress in (False, True):
-                qdisc = seen.qdiscs.get((link.ifindex, ingress))
-                values += NO_QDISC if qdisc is None else qdisc_columns(qdisc)
-                if qdisc is not None and not ingress:
-                    gauges[row, 1:] = qdisc.qlen, qdisc.backlog
-            counters[row, : len(values)] = values
-            for name, value in seen.drivers.get(link.ifindex, {}).items():
-                if name in self._columns:
-                    counters[row, self._columns[name]] = value
-        return Frame(seen.time_ns, self._schema, rows, counters, gauges, valid)
+        self._read_ns = seen.frame.time_ns
+        return seen.frame
 
     def status(self) -> Status:
-        seen, attached, degraded = self._seen, {}, []
+        seen, layout, degraded = self._seen, self._layout, []
         if self._trouble is not None:
             degraded.append(str(self._trouble))
-        there = {} if seen is None else {link.name: link for link in seen.links.values()}
-        for name in self._known:
-            if link := there.get(name):
-                qdisc = None if seen is None else seen.qdiscs.get((link.ifindex, False))
-                attached[name] = f"netlink, qdisc {qdisc.kind}" if qdisc else "netlink"
+        attached = {} if seen is None else dict(seen.attached)
         missing = [name for name in self._names if name != ALL and name not in attached]
         for name in missing if self._around is not None else ():
             do = "it is counted when it is there"
             degraded.append(str(AttachError("count on", name, "there is no such interface", do)))
         for name, why in () if seen is None else seen.troubles.items():
             degraded.append(f"read the driver's statistics of {name}: {why}; the other counters go on")
-        if self._left_out:
-            degraded.append(f"{len(self._left_out)} interfaces beyond {MOST_ROWS} are left out")
-        if self._refused:
-            degraded.append(f"{len(self._refused)} statistics of drivers beyond {MOST_COLUMNS} are left out")
-        counts = dict(self._counts)
+        if layout.left_out:
+            degraded.append(f"{len(layout.left_out)} interfaces beyond {MOST_ROWS} are left out")
+        if layout.refused:
+            degraded.append(f"{len(layout.refused)} statistics of drivers beyond {MOST_COLUMNS} are left out")
+        counts = {
+            "failed_dumps": self._failed,
+            "rows_left_out": layout.rows_left_out,
+            "columns_left_out": layout.columns_left_out,
+        }
         if self._dumper is not None:
             counts |= {
                 name: self._dumper.counts[name] for name in ("interrupted_dumps", "undecoded", "overruns")

@@ -27,7 +27,7 @@ from mapek.bpf import (
 from mapek.bpf.maps import ArrayMap, Map
 from mapek.bpf.tc import TcLink
 from mapek.bpf.worker import in_thread
-from mapek.bpf.xdp import Mode, interface_name
+from mapek.bpf.xdp import Mode
 from mapek.clock import wall_ns
 from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
@@ -225,7 +225,7 @@ class Kernel:
         """Where the chain of an interface is pinned: by network namespace, since names repeat in them."""
         if self._pin == "no":
             return None
-        interface = interface_name(ifindex)
+        interface = socket.if_indextoname(ifindex)
         if not (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
             if self._pin == "yes":
                 do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"

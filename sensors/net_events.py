@@ -6,24 +6,24 @@ sees what the kernel decides: not what a driver or another machine loses.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from mapek.bpf import RingBuffer
 from mapek.bpf.worker import in_thread
-from mapek.config.options import take
+from mapek.config.options import error, take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema
+from mapek.sensors.links import Links
 from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint
 from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFIC, sample
 from mapek.sensors.net_events_names import UNSPECIFIED
+from mapek.sensors.net_events_traffic import Traffic
 from mapek.sensors.variants import Choice, choose
 
+_RAREST: Final = 0.001
 _HELP: Final = {
     "retransmit": "TCP segments sent again, by family.",
     "retransmit_synack": "SYN-ACKs sent again, by family of the listening socket.",
@@ -66,22 +66,15 @@ def schema_of(reasons: tuple[str, ...], interfaces: tuple[str, ...]) -> Schema:
 SCHEMA: Final = schema_of((UNSPECIFIED, OTHER), (OTHER,))
 
 
-@dataclass(slots=True)
-class _Links:
-    """The interfaces seen, by name, and which name an ifindex had."""
-
-    rows: dict[str, int] = field(default_factory=lambda: {OTHER: 0})
-    names: dict[int, str] = field(default_factory=lambda: {0: OTHER})
-
-
 class NetEvents(Touchpoint):
     """Touchpoint `net_events`.
 
     Options:
         variant: "auto", "tp_btf" or "tracepoint".
-        samples_per_s: events "net.drop", "net.retransmit", ... told in detail, of each kind at most so many a second.
+        samples_per_s: events "net.drop", "net.retransmit", ... told in detail, of each kind at most so many a second,
+            0 for none, else 0.001 to 10 000.
         packets: count what each interface receives and sends too, which costs something for every packet.
-        all_namespaces: count what happens in all network namespaces, not only in ours.
+        all_namespaces: count what happens in all network namespaces, not only in ours; not with `packets`.
 
     Needs kernel 5.10, CAP_BPF and CAP_PERFMON; without the kernel's BTF also CAP_DAC_READ_SEARCH and tracefs.
     """
@@ -99,30 +92,42 @@ class NetEvents(Touchpoint):
             ("CAP_BPF", "CAP_PERFMON", "btf", "ringbuf", "mmapable_array"),
             "knows the network namespace, the addresses of what is dropped, and interfaces",
         ),
-        Variant("tracepoint", ("CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "ringbuf", "mmapable_array")),
+        Variant(
+            "tracepoint",
+            ("CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "ringbuf", "mmapable_array", "tracefs"),
+        ),
     )
 
     def __init__(self, options: Options) -> None:
-        self._wanted = take(options, "variant", str, "auto", choices=("auto", "tp_btf", "tracepoint"))
+        self.wanted_variant = take(options, "variant", str, "auto", choices=("auto", "tp_btf", "tracepoint"))
         self._rate = take(options, "samples_per_s", float, 10.0, minimum=0, maximum=10_000)
+        if 0 < self._rate < _RAREST:
+            why = f"is {self._rate:g}, less than one in {1 / _RAREST:.0f} s"
+            raise error(options, "samples_per_s", why, "set it to 0 for none")
         self._packets = take(options, "packets", bool, False)
         self._everywhere = take(options, "all_namespaces", bool, False)
+        if self._packets and self._everywhere:
+            why = "counts by interface numbers, which every network namespace has anew"
+            raise error(options, "packets", why, "leave out packets or all_namespaces")
         self._around: Surroundings | None = None
         self._running: Running | None = None
         self._choice: Choice | None = None
         self._schema = SCHEMA
-        self._links = _Links()
+        self._carried: Traffic | None = None
+        self._shown = 1
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to the tracepoints; those that this kernel lacks are left out and said."""
         self._around = surroundings
-        choice = self._choice = await in_thread(lambda: choose(self.name, self.variants, self._wanted))
+        choice = self._choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
         start = start_btf if choice.variant.name == "tp_btf" else start_tracepoint
         running = self._running = await in_thread(
             lambda: start(self._constants(), self._packets, self._everywhere), Running.close
         )
-        self._links = _Links()
-        self._schema = schema_of(running.reasons, (OTHER,) if running.traffic is not None else ())
+        self._carried = None if running.traffic is None else Traffic(running.traffic)
+        self._schema, self._shown = schema_of(running.reasons, () if self._carried is None else (OTHER,)), 1
+        if self._carried is not None:
+            await surroundings.shared(Links).join(self._carried.hear, surroundings.clock.now_ns)
         if self._rate:
             running.ring = RingBuffer(running.loaded.maps["samples"], self._tell)
             running.ring.start()
@@ -134,6 +139,9 @@ class NetEvents(Touchpoint):
         return {"sample_interval": interval, "sample_burst": max(interval, 1_000_000_000)}
 
     async def close(self) -> None:
+        carried, self._carried = self._carried, None
+        if carried is not None and self._around is not None:
+            self._around.shared(Links).leave(carried.hear)
         running, self._running = self._running, None
         if running is not None:
             if running.ring is not None:
@@ -160,32 +168,16 @@ class NetEvents(Touchpoint):
         drops = np.zeros(len(running.reasons), np.uint64)
         np.add.at(drops, running.columns, np.einsum("cr->r", running.counts["drops"]))
         parts = [tcp, drops]
-        if running.traffic is not None:
-            parts.append(self._traffic(running))
+        if self._carried is not None:
+            self._carried.look()
+            parts.extend(self._carried.totals.values())
+            if len(self._carried.totals) > self._shown:
+                self._shown = len(self._carried.totals)
+                self._schema = schema_of(running.reasons, tuple(self._carried.totals))
         counters = np.concatenate(parts)[None, :]
         node = Entity("node", around.knowledge.topology.node)
         now = around.clock.now_ns()
         return Frame(now, self._schema, (node,), counters, np.zeros((1, 0)), np.ones(1, np.bool_))
-
-    def _traffic(self, running: Running) -> npt.NDArray[np.uint64]:
-        assert running.traffic is not None
-        links = self._links
-        keys, values = running.traffic.summed()
-        for ifindex in keys.view(np.uint32).ravel().tolist():
-            if ifindex not in links.names:
-                try:
-                    name = socket.if_indextoname(ifindex)
-                except OSError:
-                    # Gone before it was ever read, or of another namespace.
-                    name = f"if{ifindex}"
-                links.names[ifindex] = name
-                if name not in links.rows:
-                    links.rows[name] = len(links.rows)
-                    self._schema = schema_of(running.reasons, tuple(links.rows))
-        found = np.zeros((len(links.rows), len(TRAFFIC)), np.uint64)
-        rows = [links.rows[links.names[one]] for one in keys.view(np.uint32).ravel().tolist()]
-        np.add.at(found, rows, values)
-        return found.ravel()
 
     def status(self) -> Status:
         running = self._running

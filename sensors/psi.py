@@ -17,6 +17,7 @@ from mapek.config.options import error, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint
 from mapek.errors import AttachError, MapekError
 from mapek.model import Entity, Event, Frame, Metric, Schema, Value
+from mapek.sensors.cgroups import find_cgroups, is_below
 from mapek.sensors.psi_files import (
     LINES,
     RESOURCES,
@@ -26,7 +27,6 @@ from mapek.sensors.psi_files import (
     Group,
     Pressure,
     Trigger,
-    find_cgroups,
 )
 
 MOST_GROUPS: Final = 64
@@ -85,11 +85,7 @@ class Psi(Touchpoint):
         if len(names) > MOST_GROUPS:
             raise error(options, "cgroups", f"has {len(names)} entries", f"at most {MOST_GROUPS} are read")
         for index, name in enumerate(names):
-            if (
-                name.startswith("/")
-                or "\0" in name
-                or not all(p not in ("", ".", "..") for p in name.split("/"))
-            ):
+            if not is_below(name):
                 why, do = "is not below the cgroup mount", 'write it like "system.slice/x.service"'
                 raise error(options, f"cgroups[{index}]", why, do)
         self._names = (ROOT, *names)

@@ -59,22 +59,6 @@ def parse(text: bytes) -> Mapping[str, Pressure]:
     return found
 
 
-def cgroup_mount(mountinfo: str) -> str:
-    """Where `mountinfo` (/proc/self/mountinfo) has cgroup v2; "" for nowhere."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if after.split(" ")[0] == "cgroup2" and len(fields) > 4:
-            return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
-    return ""
-
-
-def find_cgroups() -> str:
-    """`cgroup_mount` of this process."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return cgroup_mount(file.read())
-
-
 @dataclass(slots=True)
 class Group:
     """The pressure files of one cgroup, held open; `name` is its path below `mount`, or `ROOT`."""

@@ -20,6 +20,7 @@ from mapek.config.options import error, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, FeatureError
 from mapek.model import Entity, Frame, Metric, Schema
+from mapek.sensors.cgroups import find_cgroups, is_below
 from mapek.sensors.syscall_latency_histogram import BOUNDS_S, EDGES_NS, quantile
 from mapek.sensors.syscall_latency_kernel import (
     ALL,
@@ -34,7 +35,6 @@ from mapek.sensors.syscall_latency_kernel import (
     VARIANTS,
     Filter,
     Running,
-    cgroup_root,
     own_process,
     sees_all_processes,
     start,
@@ -43,6 +43,8 @@ from mapek.sensors.syscall_latency_numbers import number_of
 
 SYSCALLS: Final = ("read", "write", "sendto", "recvfrom", "connect", "accept", "accept4")
 SELF: Final = "self"
+_PROCESS_IDS: Final = 1 << 22
+"""PID_MAX_LIMIT of 64-bit kernels."""
 QUANTILES: Final = (("p50", 0.5), ("p99", 0.99))
 
 
@@ -117,11 +119,11 @@ class SyscallLatency(Touchpoint):
             raise error(
                 options, "all" if everything else "cgroup", "is one filter of two", "keep one of them"
             )
-        if self._cgroup and not _below(self._cgroup):
+        if self._cgroup and not is_below(self._cgroup):
             do = 'write it like "system.slice/x.service"'
             raise error(options, "cgroup", "is not below the cgroup mount", do)
-        self._forced = take(
-            options, "variant", str, "auto", choices=("auto", "tp_btf", "raw_tp", "kprobe", "task_storage")
+        self.wanted_variant = take(
+            options, "variant", str, "auto", choices=("auto", *(one.name for one in VARIANTS))
         )
         if everything:
             self._kind, self._entity = ALL, Entity("service", "/")
@@ -156,13 +158,21 @@ class SyscallLatency(Touchpoint):
             why = "none of them is there"
             raise AttachError("watch processes", self._entity.name, why, "start them, or filter by cgroup")
         whose = Filter(self._kind, tuple(processes), self._cgroup)
-        self._running = await in_thread(lambda: self._start(whose), Running.close)
-        self._before = self._running.read()
+        running = self._running = await in_thread(lambda: self._start(whose), Running.close)
+        # One that ended meanwhile, for its id may be another's by now.
+        for process in processes:
+            if str(process) in self._gone:
+                running.forget(process)
+        self._before = running.read()
 
     def _start(self, whose: Filter) -> Running:
         if whose.kind != CGROUP:
-            return start(self._syscalls, whose, self._forced)
-        self._directory = str(cgroup_root() / whose.cgroup)
+            return start(self._syscalls, whose, self.wanted_variant)
+        mount = find_cgroups()
+        if not mount:
+            do = "mount -t cgroup2 none /sys/fs/cgroup/unified"
+            raise FeatureError("find", "cgroup v2", "it is not mounted", do)
+        self._directory = f"{mount}/{whose.cgroup}"
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as cause:
@@ -170,7 +180,7 @@ class SyscallLatency(Touchpoint):
             raise AttachError("watch cgroup", self._directory, why, "start what runs in it") from cause
         try:
             self._inode = os.fstat(fd).st_ino
-            return start(self._syscalls, whose, self._forced, fd)
+            return start(self._syscalls, whose, self.wanted_variant, fd)
         finally:
             os.close(fd)
 
@@ -278,11 +288,9 @@ def _processes(options: Options) -> tuple[str, ...]:
     if len(names) > MOST_PROCESSES:
         raise error(options, "processes", f"has {len(names)} entries", f"name at most {MOST_PROCESSES}")
     for index, name in enumerate(names):
-        if name != SELF and not (name.isascii() and name.isdecimal() and 0 < int(name) < 1 << 22):
+        # Its length first: int() refuses thousands of digits with an error of its own.
+        number = name.isascii() and name.isdecimal() and len(name) <= len(str(_PROCESS_IDS))
+        if name != SELF and not (number and 0 < int(name) < _PROCESS_IDS):
             do = 'write "self" or a process id; for a service use cgroup'
             raise error(options, f"processes[{index}]", "is no process id", do)
     return names
-
-
-def _below(path: str) -> bool:
-    return "\0" not in path and all(part not in ("", ".", "..") for part in path.split("/"))

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -227,14 +226,3 @@ def _attach_kprobes(
     if len(without) == len(syscalls):
         raise next(iter(without.values()))
     return tuple(f"{syscall} is not watched: {error}" for syscall, error in without.items())
-
-
-def cgroup_root() -> Path:
-    """Where cgroup v2 is mounted. Raises FeatureError when it is not."""
-    with open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            _, where, kind, *_ = line.split(" ")
-            if kind == "cgroup2":
-                return Path(where)
-    do = "mount -t cgroup2 none /sys/fs/cgroup/unified"
-    raise FeatureError("find", "cgroup v2", "it is not mounted", do)

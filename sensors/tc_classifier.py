@@ -7,47 +7,23 @@ it drop; what a queue or a driver drops happens before or behind it, and stands 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import socket
-import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from struct import Struct
 from typing import ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from mapek.bpf import (
-    ArrayMap,
-    LoadedObject,
-    Map,
-    ObjectSpec,
-    attach_tc_async,
-    create_map,
-    load_async,
-    object_path,
-)
-from mapek.bpf.maps import BPF_F_MMAPABLE, possible_cpus
-from mapek.bpf.tc import Direction, TcLink, Way
+from mapek.bpf import LoadedObject, ObjectSpec, load_async, object_path
+from mapek.bpf.tc import Way
 from mapek.bpf.worker import in_thread
 from mapek.config.options import Table, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
-from mapek.errors import ConfigError, ObjectError
+from mapek.errors import ConfigError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficClass, parse_classes
-from mapek.sensors.tc_classifier_table import (
-    COUNTERS_BYTES,
-    DIRECTIONS,
-    FIELDS,
-    SLOT_OTHER,
-    SLOTS,
-    TABLE,
-    Record,
-    build,
-)
+from mapek.sensors.tc_classifier_kernel import Counting, count_on, exchange
+from mapek.sensors.tc_classifier_table import DIRECTIONS, SLOT_OTHER, build
 from mapek.sensors.variants import Choice, choose
 
 _COLUMNS: Final = (
@@ -55,14 +31,6 @@ _COLUMNS: Final = (
     ("bytes", "bytes", "Bytes of these, with link layer headers."),
     ("dropped", "packets", "Packets that the verdict of the class dropped."),
 )
-_PROGRAMS: Final[dict[Direction, str]] = {"ingress": "tc_class_in", "egress": "tc_class_out"}
-_ETHERNET: Final = (1, 772)
-"""ARPHRD_ETHER and ARPHRD_LOOPBACK: interfaces whose packets begin with an Ethernet header."""
-_SIOCGIFHWADDR: Final = 0x8927
-_KEY: Final = Struct("=I")
-
-Counts = npt.NDArray[np.uint64]
-"""(directions, slots or classes, packets and bytes and drops)"""
 
 
 def schema_of(classes: Sequence[TrafficClass]) -> Schema:
@@ -78,34 +46,6 @@ def schema_of(classes: Sequence[TrafficClass]) -> Schema:
 
 
 SCHEMA: Final = schema_of(())
-
-
-@dataclass(slots=True)
-class _Counting:
-    """One interface. `base`: what stood in a slot when the class that now has it got it."""
-
-    entity: Entity
-    loaded: LoadedObject
-    counters: Counts
-    base: Counts
-    links: list[TcLink]
-
-    @property
-    def where(self) -> str:
-        return f"tc {self.links[0].way}" if self.links else ""
-
-    def raw(self) -> Counts:
-        """What the slots hold, over all CPUs; no system call."""
-        counts: Counts = np.einsum("cdsf->dsf", self.counters)
-        return counts
-
-    async def leave(self) -> None:
-        links, self.links = self.links, []
-        for link in links:
-            await link.detach_async()
-
-    def close(self) -> None:
-        self.loaded.close()
 
 
 class TcClassifier(Touchpoint):
@@ -140,11 +80,11 @@ class TcClassifier(Touchpoint):
             else ("options", "classes")
         )
         self._classes = parse_classes(Table(classes, file, place))
-        self._wanted = take(options, "variant", str, "auto", choices=("auto", "tcx", "clsact"))
+        self.wanted_variant = take(options, "variant", str, "auto", choices=("auto", "tcx", "clsact"))
         self._around: Surroundings | None = None
         self._choice: Choice | None = None
         self._shared: LoadedObject | None = None
-        self._interfaces: Interfaces[_Counting] = Interfaces("classify on", self._attach)
+        self._interfaces: Interfaces[Counting] = Interfaces("classify on", self._attach)
         self._schema = schema_of(self._classes)
         self._slots: dict[str, int] = {}
         self._free: deque[int] = deque()
@@ -158,7 +98,7 @@ class TcClassifier(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
-        self._choice = await in_thread(lambda: choose(self.name, self.variants, self._wanted))
+        self._choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("tc_classifier")))
         # For its table, which all interfaces share.
         self._shared = await load_async(spec, programs=())
@@ -209,7 +149,7 @@ class TcClassifier(Touchpoint):
                     one.base[:, slot] = one.raw()[:, slot]
             outer = self._shared.maps["table"]
             try:
-                await in_thread(lambda: _exchange(outer, table))
+                await in_thread(lambda: exchange(outer, table))
             except BaseException:
                 self._free.extend(self._slots.pop(name) for name in new)
                 raise
@@ -217,40 +157,12 @@ class TcClassifier(Touchpoint):
                 self._free.append(self._slots.pop(name))
         self._classes, self._schema = classes, schema_of(classes)
 
-    async def _attach(self, link: Entity, former: _Counting | None) -> _Counting:
+    async def _attach(self, link: Entity, former: Counting | None) -> Counting:
         async with self._turn:
-            return await self._count_on(link, former)
-
-    async def _count_on(self, link: Entity, former: _Counting | None) -> _Counting:
-        assert self._shared is not None
-        assert self._choice is not None
-        reuse: dict[str, Map | int] = {"table": self._shared.maps["table"]}
-        if former is not None:
-            reuse["counters"] = former.loaded.maps["counters"]
-        cpus = possible_cpus()
-        loaded = await load_async(
-            self._shared.spec,
-            programs=_PROGRAMS.values(),
-            rodata={"link_header": 14 if _hardware(link.name) in _ETHERNET else 0},
-            reuse=reuse,
-            max_entries={} if former is not None else {"counters": cpus},
-        )
-        links: list[TcLink] = []
-        try:
-            counters = loaded.map("counters", ArrayMap)
-            if counters.value_size != COUNTERS_BYTES:
-                raise ObjectError("read map", "counters", "it has another shape than ours", "rebuild it")
-            view = counters.view(np.uint64).reshape(cpus, len(DIRECTIONS), SLOTS, len(FIELDS))
+            assert self._shared is not None
+            assert self._choice is not None
             way: Way = "tcx" if self._choice.variant.name == "tcx" else "clsact"
-            for direction, program in _PROGRAMS.items():
-                links.append(await attach_tc_async(loaded.programs[program], link.generation, direction, way))
-        except BaseException:
-            for one in links:
-                await one.detach_async()
-            loaded.close()
-            raise
-        base = np.zeros(view.shape[1:], np.uint64) if former is None else former.base
-        return _Counting(link, loaded, view, base, links)
+            return await count_on(link, self._shared, way, former)
 
     def schema(self) -> Schema:
         return self._schema
@@ -290,21 +202,3 @@ class TcClassifier(Touchpoint):
         attached = self._interfaces.places()
         degraded = self._choice.degraded() if self._choice is not None else ()
         return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles()))
-
-
-def _exchange(outer: Map, table: Record) -> None:
-    """Put a new table into use. Blocks until no CPU uses the old one."""
-    with create_map("array", 4, TABLE.itemsize, 1, flags=BPF_F_MMAPABLE) as inner:
-        assert isinstance(inner, ArrayMap)
-        inner.view(TABLE)[:] = table
-        outer.update(_KEY.pack(0), _KEY.pack(inner.fd))
-
-
-def _hardware(interface: str) -> int:
-    """ARPHRD_*; Ethernet where the interface is gone, for then attaching says so."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()))
-        except OSError:
-            return _ETHERNET[0]
-    return int(struct.unpack_from("=H", answer, 16)[0])

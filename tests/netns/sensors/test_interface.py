@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 from contextlib import asynccontextmanager
@@ -92,6 +94,7 @@ def gauge(frame, link, name):
     return frame.gauges[row, [one.name for one in frame.schema.gauges].index(name)]
 
 
+@pytest.mark.kernel
 async def test_every_statistic_is_the_kernels(links):
     run("ip link set r1 down")
     async with counting() as (sensor, node):
@@ -222,6 +225,7 @@ async def test_all_interfaces_as_they_come_and_go(links):
 
 
 async def test_more_interfaces_than_rows(links, monkeypatch):
+    monkeypatch.setattr("mapek.sensors.interface_rows.MOST_ROWS", 3)
     monkeypatch.setattr("mapek.sensors.interface.MOST_ROWS", 3)
     async with counting(interfaces=["*"]) as (sensor, node):
         frame = await fresh(sensor, node)
@@ -232,6 +236,33 @@ async def test_more_interfaces_than_rows(links, monkeypatch):
         lay(2)
         await node.until(lambda: sensor.status().counts["rows_left_out"] == 4)
         assert (await fresh(sensor, node)).entities == kept
+
+
+async def test_reading_costs_the_same_for_many_rows(links):
+    """It runs on the event loop: what it calls must not grow with the interfaces."""
+
+    async def calls(sensor, node):
+        made = []
+        while not made:  # until a look has brought a frame
+            before = sys.getprofile()
+            sys.setprofile(lambda frame, event, what: made.append(event) if "call" in event else None)
+            try:
+                frame = sensor.read()
+            finally:
+                sys.setprofile(before)
+            if frame is None:
+                made.clear()
+                await asyncio.sleep(0.001)
+        return len(made), len(frame.entities)
+
+    async with counting(interfaces=["*"], ethtool=True) as (sensor, node):
+        few = await calls(sensor, node)
+        for k in range(2, 22):
+            run(f"ip link add l{k} type veth peer name r{k}")
+        await node.until(lambda: "r21" in sensor.status().attached)
+        many = await calls(sensor, node)
+    assert many[1] == few[1] + 40
+    assert many[0] < few[0] + 20  # with or without a timer to cancel
 
 
 async def test_none_is_there(space):

@@ -70,6 +70,7 @@ def cgroup():
         made.rmdir()
 
 
+@pytest.mark.kernel
 async def test_the_totals_are_the_kernels():
     node, psi = Node(topology()), Psi({})
     try:

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from mapek.contracts import Surroundings
 from mapek.errors import AttachError, FeatureError
 from mapek.knowledge import Knowledge
 from mapek.model import Event, Frame
+from mapek.sensors import syscall_latency
+from mapek.sensors.cgroups import find_cgroups
 from mapek.sensors.syscall_latency import SyscallLatency
 from mapek.sensors.syscall_latency_histogram import bounds_ns, quantile
 from mapek.sensors.syscall_latency_kernel import (
@@ -36,7 +39,6 @@ from mapek.sensors.syscall_latency_kernel import (
     VARIANTS,
     Filter,
     Running,
-    cgroup_root,
     own_process,
     start,
 )
@@ -93,7 +95,7 @@ def started(whose: Filter, variant: str, cgroup_fd: int = -1) -> Iterator[Runnin
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    path = cgroup_root() / f"mapek-test-{os.getpid()}"
+    path = Path(find_cgroups()) / f"mapek-test-{os.getpid()}"
     path.mkdir()
     try:
         yield path
@@ -385,6 +387,32 @@ async def test_a_process_that_ends_is_let_go() -> None:
             around.clock.close()
 
 
+@pytest.mark.kernel
+async def test_a_process_that_ends_while_it_is_attached_is_not_watched(monkeypatch) -> None:
+    """Its id may be another's by the time the map is filled."""
+    around = Around()
+    with load() as one, load() as two:
+        sensor = SyscallLatency({"processes": [str(one.pid), str(two.pid)], "syscalls": list(NAMES)})
+
+        def slowly(*known: object) -> Running:
+            one.process.kill()
+            one.process.wait()
+            deadline = time.monotonic() + machine.patience(10)
+            while one.pid in sensor._pidfds:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+            return start(*known)
+
+        monkeypatch.setattr(syscall_latency, "start", slowly)
+        try:
+            await sensor.open(around.surroundings)
+            assert sensor._running.loaded.maps["processes"].keys() == [struct.pack("=I", two.pid)]
+            assert any(str(one.pid) in line for line in sensor.status().degraded)
+        finally:
+            await sensor.close()
+            around.clock.close()
+
+
 async def test_processes_that_are_not_there_are_said() -> None:
     around = Around()
     sensor = SyscallLatency({"processes": [str(NOBODY)]})
@@ -402,7 +430,7 @@ async def test_a_cgroup_made_anew_is_found_again(cgroup: Path) -> None:
     service = cgroup / "service"
     service.mkdir()
     sensor = SyscallLatency(
-        {"cgroup": str(service.relative_to(cgroup_root())), "syscalls": list(NAMES), "variant": "auto"}
+        {"cgroup": str(service.relative_to(find_cgroups())), "syscalls": list(NAMES), "variant": "auto"}
     )
     try:
         await sensor.open(around.surroundings)

@@ -15,10 +15,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from mapek.errors import ConfigError
-from mapek.model import Step
+from mapek.bpf.tc import TcLink
+from mapek.errors import AttachError, ConfigError
+from mapek.model import Entity, Step
+from mapek.sensors import tc_classifier_kernel
 from mapek.sensors.tc_classifier import TcClassifier
 from mapek.sensors.tc_classifier_classes import parse_classes
+from mapek.sensors.tc_classifier_kernel import hardware
 from mapek.testing import check_touchpoint
 from tests.netns.sensors.neighbour import Node, topology
 from tests.netns.sensors.wires import Space, on_tc, run
@@ -384,6 +387,65 @@ async def test_what_it_does_not_drop_goes_on_to_other_programs(quiet: Space, var
         await node.until(lambda: counted(second)["other", "ingress", "packets"] == total)
     finally:
         await node.close(first, second)
+
+
+async def test_a_name_that_moved_on_is_not_asked_for_its_type(quiet: Space):
+    """The kernel tells the type by name, and that may be another interface's by then."""
+    assert hardware(Entity("link", "near", socket.if_nametoindex("near"))) == 1
+    with pytest.raises(AttachError, match="another interface has this name"):
+        hardware(Entity("link", "near", socket.if_nametoindex("far")))
+    with pytest.raises(AttachError, match="No such device"):
+        hardware(Entity("link", "nobody", 9999))
+
+
+async def test_the_type_is_asked_for_beside_the_loop(quiet: Space, monkeypatch):
+    node, sensor, asked = Node(topology()), TcClassifier({"interfaces": ["near"]}), []
+
+    def watched(link: Entity) -> int:
+        asked.append(threading.current_thread())
+        return hardware(link)
+
+    monkeypatch.setattr(tc_classifier_kernel, "hardware", watched)
+    try:
+        await sensor.open(node.surroundings)
+        assert asked
+        assert threading.current_thread() not in asked
+    finally:
+        await node.close(sensor)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_leaving_is_repeatable_where_it_was_cut(quiet: Space, variant: str, monkeypatch):
+    """The last one first, and what is not undone is not forgotten."""
+    node = Node(topology())
+    sensor = TcClassifier({"interfaces": ["near"], "variant": variant})
+    try:
+        await sensor.open(node.surroundings)
+        (counting,) = sensor._interfaces.attached.values()
+        first, last = counting.links
+        taken, detach = [], type(last).detach_async
+
+        async def cut(link: TcLink) -> None:
+            if link is first and taken == [last]:
+                taken.append(None)
+                raise asyncio.CancelledError
+            await detach(link)
+            taken.append(link)
+
+        monkeypatch.setattr(type(last), "detach_async", cut)
+        with pytest.raises(asyncio.CancelledError):
+            await counting.leave()
+        assert counting.links == [first]
+        await counting.leave()
+        assert taken == [last, None, first]
+        assert counting.links == []
+        assert run("tc filter show dev near ingress") == run("tc filter show dev near egress") == ""
+    finally:
+        await node.close(sensor)
+
+
+def test_the_variant_that_doctor_asks_for():
+    assert TcClassifier({"variant": "clsact"}).wanted_variant == "clsact"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -80,6 +80,7 @@ def test_a_pin_that_was_asked_for_is_refused(told: dict[str, list[str]]):
     assert "\n" not in message
 
 
+@pytest.mark.kernel
 def test_a_pin_that_was_not_asked_for_is_done_without(told: dict[str, list[str]]):
     kind, *said = told["pin=auto"]
     assert kind == "opened"

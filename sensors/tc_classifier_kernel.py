@@ -1,0 +1,129 @@
+"""What tc_classifier has in the kernel: a pair of programs and their counters per interface, and the table of all."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import struct
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from mapek.bpf import ArrayMap, LoadedObject, Map, attach_tc_async, create_map, load_async
+from mapek.bpf.maps import BPF_F_MMAPABLE, possible_cpus
+from mapek.bpf.tc import Direction, TcLink, Way
+from mapek.bpf.worker import in_thread
+from mapek.errors import AttachError, ObjectError
+from mapek.model import Entity
+from mapek.sensors.tc_classifier_table import COUNTERS_BYTES, DIRECTIONS, FIELDS, SLOTS, TABLE, Record
+
+_PROGRAMS: Final[dict[Direction, str]] = {"ingress": "tc_class_in", "egress": "tc_class_out"}
+_ETHERNET: Final = (1, 772)
+"""ARPHRD_ETHER and ARPHRD_LOOPBACK: interfaces whose packets begin with an Ethernet header."""
+_SIOCGIFHWADDR: Final = 0x8927
+_KEY: Final = Struct("=I")
+
+Counts = npt.NDArray[np.uint64]
+"""(directions, slots or classes, packets and bytes and drops)"""
+
+
+@dataclass(slots=True)
+class Counting:
+    """One interface. `base`: what stood in a slot when the class that now has it got it."""
+
+    entity: Entity
+    loaded: LoadedObject
+    counters: Counts
+    base: Counts
+    links: list[TcLink]
+
+    @property
+    def where(self) -> str:
+        return f"tc {self.links[0].way}" if self.links else ""
+
+    def raw(self) -> Counts:
+        """What the slots hold, over all CPUs; no system call."""
+        counts: Counts = np.einsum("cdsf->dsf", self.counters)
+        return counts
+
+    async def leave(self) -> None:
+        """Take the programs off, the last one first; also again, where it was cancelled or refused."""
+        await _detach(self.links)
+
+    def close(self) -> None:
+        self.loaded.close()
+
+
+async def _detach(links: list[TcLink]) -> None:
+    while links:
+        last = links[-1]
+        await last.detach_async()
+        # Only now: who comes again must find what is not undone.
+        if last in links:
+            links.remove(last)
+
+
+async def count_on(link: Entity, shared: LoadedObject, way: Way, former: Counting | None) -> Counting:
+    """Attach to both directions of `link`, with the table of `shared`.
+
+    Args:
+        former: what counted under this name before; its counters and base go on.
+
+    Raises:
+        AttachError: there is no such interface, or another one has its name by now. And as `load`.
+    """
+    ethernet = await in_thread(lambda: hardware(link) in _ETHERNET)
+    reuse: dict[str, Map | int] = {"table": shared.maps["table"]}
+    if former is not None:
+        reuse["counters"] = former.loaded.maps["counters"]
+    cpus = possible_cpus()
+    loaded = await load_async(
+        shared.spec,
+        programs=_PROGRAMS.values(),
+        rodata={"link_header": 14 if ethernet else 0},
+        reuse=reuse,
+        max_entries={} if former is not None else {"counters": cpus},
+    )
+    links: list[TcLink] = []
+    try:
+        counters = loaded.map("counters", ArrayMap)
+        if counters.value_size != COUNTERS_BYTES:
+            raise ObjectError("read map", "counters", "it has another shape than ours", "rebuild it")
+        view = counters.view(np.uint64).reshape(cpus, len(DIRECTIONS), SLOTS, len(FIELDS))
+        for direction, program in _PROGRAMS.items():
+            links.append(await attach_tc_async(loaded.programs[program], link.generation, direction, way))
+    except BaseException:
+        try:
+            await _detach(links)
+        finally:
+            loaded.close()
+        raise
+    base = np.zeros(view.shape[1:], np.uint64) if former is None else former.base
+    return Counting(link, loaded, view, base, links)
+
+
+def exchange(outer: Map, table: Record) -> None:
+    """Put a new table into use. Blocks until no CPU uses the old one."""
+    with create_map("array", 4, TABLE.itemsize, 1, flags=BPF_F_MMAPABLE) as inner:
+        assert isinstance(inner, ArrayMap)
+        inner.view(TABLE)[:] = table
+        outer.update(_KEY.pack(0), _KEY.pack(inner.fd))
+
+
+def hardware(link: Entity) -> int:
+    """ARPHRD_* of an interface. Blocks: the kernel may look for a module of that name, and waits for rtnl.
+
+    Raises AttachError when the name is not, or no longer, that of its ifindex: the kernel answers by name only.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", link.name.encode()))
+            if socket.if_nametoindex(link.name) != link.generation:
+                raise OSError("another interface has this name now")
+        except OSError as error:
+            why, do = error.strerror or str(error), "it is tried again when an interface has this name"
+            raise AttachError("classify on", link.name, why, do) from error
+    return int(struct.unpack_from("=H", answer, 16)[0])
