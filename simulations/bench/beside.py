@@ -8,7 +8,6 @@ each adds to a traced call, how long it takes to start, and the memory and CPU i
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import time
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Final
 import numpy as np
 
 from mapek.bpf import ObjectSpec, PerCpuArrayMap, load, object_path
-from mapek.errors import FeatureError, MapekError
+from mapek.errors import FeatureError, MapekError, TemporaryError
 from mapek.knowledge import Topology
 from mapek.sensors.net_events import NetEvents
 from mapek.sensors.syscall_latency import SyscallLatency
+from mapek.sensors.syscall_latency_numbers import number_of
 from mapek.simulations.bench.bpftrace import Bpftrace
 from mapek.simulations.bench.map_rivals import bpftool
 from mapek.simulations.bench.maps import timed
@@ -43,7 +43,6 @@ EVENTS: Final = (
     "tracepoint:tcp:tcp_retransmit_skb { @retransmits = count(); } "
     "interval:s:1 { print(@drops); print(@retransmits); }"
 )
-_READ_NUMBERS: Final = {"x86_64": 0, "aarch64": 63}
 
 
 async def measure(budget: Budget) -> list[Row]:
@@ -53,7 +52,7 @@ async def measure(budget: Budget) -> list[Row]:
     for job in (_counters, _histogram, _events):
         try:
             rows += await job()
-        except FeatureError as error:
+        except (FeatureError, TemporaryError) as error:
             rows.append(Row(f"{job.__name__.strip('_')}: beside others", None, "", None, str(error)))
     return rows
 
@@ -88,9 +87,7 @@ def _reading(what: str, took: list[int], cpu_ns: float) -> list[Row]:
 
 
 async def _histogram() -> list[Row]:
-    number = _READ_NUMBERS.get(os.uname().machine)
-    if number is None:
-        raise FeatureError("trace", "read", "its number on this machine is not known here", "add it")
+    (number,) = number_of(("read",))
     over: dict[str, list[float]] = {"mapek": [], "bpftrace": []}
     started: dict[str, list[float]] = {"mapek": [], "bpftrace": []}
     counted, pss = list[int](), list[float]()

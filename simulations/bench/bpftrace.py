@@ -13,9 +13,11 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
-from mapek.errors import FeatureError, PermanentError
+from mapek.errors import FeatureError, PermanentError, TemporaryError
 from mapek.simulations.contender import Usage
 from mapek.simulations.process import child_environment, end
 from mapek.simulations.usage import usage
@@ -27,7 +29,8 @@ _TOLD: Final = 'interval:ms:20 { printf("."); }'
 class Bpftrace:
     """One script, running; an async context manager. `ready_s` is from start to its first sign of life.
 
-    Raises FeatureError when it is not installed or this kernel has not what the script needs.
+    Raises FeatureError when it is not installed or this kernel has not what the script needs, TemporaryError when it
+    says nothing for `PATIENCE_S`.
     """
 
     def __init__(self, script: str) -> None:
@@ -61,7 +64,7 @@ class Bpftrace:
         assert process is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        async with asyncio.timeout(PATIENCE_S):
+        async with patience("start"):
             while line := await process.stdout.readline():
                 if record(line).get("type") == "printf":
                     return
@@ -80,11 +83,14 @@ class Bpftrace:
         return usage(self._process.pid)
 
     async def counts(self) -> dict[str, int]:
-        """End it; the sum of each of its maps, histograms included, by name."""
+        """End it; the sum of each of its maps, histograms included, by name.
+
+        Raises PermanentError with its last words when it failed, TemporaryError when it does not end.
+        """
         process = self._process
         assert process is not None
         os.kill(process.pid, signal.SIGINT)
-        async with asyncio.timeout(PATIENCE_S):
+        async with patience("end"):
             output, said = await process.communicate()
         found: dict[str, int] = {}
         for line in output.splitlines():
@@ -97,6 +103,18 @@ class Bpftrace:
             last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it failed"]
             raise PermanentError("read", "bpftrace", last[0], "run it by hand")
         return found
+
+
+@asynccontextmanager
+async def patience(tried: str, seconds: float = PATIENCE_S) -> AsyncIterator[None]:
+    """Raises TemporaryError when what is inside takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise TemporaryError(
+            tried, "bpftrace", f"not done after {seconds:g} s", "leave it the cores"
+        ) from error
 
 
 def record(line: bytes) -> dict[str, object]:

@@ -6,7 +6,8 @@ program adds to it is its share of that core. The programs are exchanged by an u
 each is compared with the empty one of its own turn. `bpf_stats` would say it more directly, but costs four times what
 the counter does. The 95 % interval of the median is found by resampling the turns; where the machine's noise makes it
 wider than the target, the share is not told as measured. Beside it stands what PROG_TEST_RUN makes of it: the
-programs' difference in ns, with everything in the cache, as a share of the packet's whole cost.
+programs' difference in ns, with everything in the cache, as a share of the packet's whole cost. After the turns, the
+same flow shows by `bpf_stats` what the programs of net_events take, which have no test run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from mapek.bpf.xdp import XdpLink
 from mapek.errors import FeatureError, PermanentError
 from mapek.simulations.bench.native import Native, compile_c
 from mapek.simulations.bench.plan import Budget
+from mapek.simulations.bench.run_stats import net_events_rows
 from mapek.simulations.bench.targets import Row
 from mapek.simulations.netns import Namespace
 
@@ -116,8 +118,12 @@ async def measure(budget: Budget) -> list[Row]:
             cpu = max(os.sched_getaffinity(0))
             flood = await life.enter_async_context(Native(program, RECEIVER, PORT, cpu, inside=here))
             took = await _turns(flood, there, link, programs, chance)
+            await there.run(partial(link.update, programs.programs[EMPTY]))
+            events = await net_events_rows(
+                here, there, programs.programs[EMPTY], lambda: flood.ask(SLICES, DATAGRAMS)
+            )
             alone = await asyncio.to_thread(_by_test_run, programs)
-    return [*_rows(took, chance), _computed(alone, float(np.median(took[EMPTY])))]
+    return [*_rows(took, chance), _computed(alone, float(np.median(took[EMPTY]))), *events]
 
 
 async def _lay(here: Namespace, there: Namespace) -> int:

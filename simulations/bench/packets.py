@@ -10,72 +10,39 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from ipaddress import ip_address
 from typing import Final
 
 import numpy as np
 
-from mapek.bpf import LoadedObject, ObjectSpec, Program, load, object_path
+from mapek.bpf import LoadedObject, ObjectSpec, load, object_path
 from mapek.bpf.dispatcher import SLOTS
-from mapek.bpf.maps import ArrayMap, ProgArrayMap
+from mapek.bpf.maps import ArrayMap
 from mapek.errors import PermanentError
 from mapek.knowledge.topology import Address
 from mapek.sensors.link_watch_layout import IN_USE, PORT, WATCH, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
 from mapek.sensors.stamp import session_key, template
 from mapek.simulations.bench.plan import Budget
+from mapek.simulations.bench.subjects import (
+    ENDS,
+    XDP_DROP,
+    XDP_TX,
+    Subject,
+    batadv,
+    chain_of,
+    frame,
+    mesh_filter,
+    tc_classifier,
+)
 from mapek.simulations.bench.targets import Row
 
 COUNTER_NS: Final = 10.0
 REPEAT: Final = 100_000
 TURNS: Final = 31
 PROBES: Final = 1500
-XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 _SECRET: Final = bytes(range(32))
-_MACS: Final = bytes.fromhex("020000000001020000000002")
-
-
-def frame(source: Address, target: Address, source_port: int, port: int, payload: bytes) -> bytes:
-    """An Ethernet frame with a UDP datagram, its checksums left to whoever cares."""
-    length = 8 + len(payload)
-    udp = struct.pack("!4H", source_port, port, length, 0) + payload
-    ends = source.packed + target.packed
-    if source.version == 4:
-        return _MACS + b"\x08\x00" + struct.pack("!BBHIBBH", 0x45, 0, 20 + length, 0, 64, 17, 0) + ends + udp
-    return _MACS + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, length, 17, 255) + ends + udp
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A program with the packet it gets and what it should say to it."""
-
-    program: Program
-    packet: bytes
-    retval: int = XDP_PASS
-    took: list[int] = field(default_factory=list)
-
-    def run(self, repeat: int) -> None:
-        """Once more. Raises PermanentError when it does not do what it is measured for."""
-        found = self.program.test_run(self.packet, repeat)
-        if found.retval != self.retval:
-            why = f"it returned {found.retval}, not {self.retval}"
-            raise PermanentError("measure", f"program {self.program.name}", why, "see its tests")
-        self.took.append(found.duration_ns)
-
-
-@contextmanager
-def chain_of(spec: ObjectSpec, program: str, count: int) -> Iterator[Program]:
-    """A dispatcher with the first `count` slots taken by copies of `program`."""
-    with ExitStack() as life:
-        head = life.enter_context(load(ObjectSpec.read(object_path("dispatcher"))))
-        chain = head.map("chain", ProgArrayMap)
-        for index in range(count):
-            member = life.enter_context(load(spec, rodata={"slot": index}, reuse={"chain": chain}))
-            chain.set(index, member.programs[program].fd)
-        yield head.programs["dispatcher"]
 
 
 class Loopback:
@@ -120,8 +87,7 @@ async def measure(budget: Budget) -> list[Row]:
 
 
 def _measure() -> list[Row]:
-    ends = ip_address("10.0.0.1"), ip_address("10.0.0.2")
-    foreign = frame(*ends, 5000, 6000, bytes(64))
+    foreign = frame(*ENDS, 5000, 6000, bytes(64))
     counter, watch = ObjectSpec.read(object_path("xdp_counter")), ObjectSpec.read(object_path("link_watch"))
     parts = {"link_watch", "stamp"}
     with ExitStack() as life:
@@ -136,8 +102,10 @@ def _measure() -> list[Row]:
         for count in (0, 1, 2, 4, len(SLOTS)):
             head = life.enter_context(chain_of(counter, "xdp_counter", count))
             subjects[f"dispatcher, {count} x xdp_counter"] = Subject(head, foreign)
+        for more in (mesh_filter, batadv, tc_classifier):
+            subjects |= more(life)
         once = Subject(empty, foreign)
-        loops = {4: Loopback(watcher, *ends)}
+        loops = {4: Loopback(watcher, *ENDS)}
         six = life.enter_context(load(watch, programs=parts))
         loops[6] = Loopback(six, ip_address("fe80::1"), ip_address("fe80::2"))
         for _ in range(TURNS):

@@ -80,11 +80,11 @@ MEASURES: Final[dict[str, tuple[str, float]]] = {
     "packets": ("packets", 10.0),
     "ring": ("ring", 25.0),
     "flow": ("flow", 25.0),
-    "syscalls": ("syscalls", 20.0),
+    "syscalls": ("syscalls", 30.0),
     "load": ("startup", 45.0),
     "beside": ("beside", 30.0),
     "agent": ("cost", 95.0),
-    "all-sensors": ("together", 90.0),
+    "all-sensors": ("together", 103.0),
     "virtual-hour": ("virtual_hour", 90.0),
 }
 

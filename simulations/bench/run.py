@@ -66,9 +66,10 @@ async def run_bench(
                 text, rows = "", await measure(name)(budget)
                 took = time.monotonic() - start
                 write_json(folder / f"{name}.json", files.measured_file(name, rows, took))
-        except MapekError as error:
-            done.failed[name] = str(error)
-            teller.say(f"section {name} could not be measured: {error}")
+        except (MapekError, OSError) as error:
+            # OSError: a program that cannot be started, a socket, or (TimeoutError) one that does not answer.
+            done.failed[name] = why = str(error) or type(error).__name__
+            teller.say(f"section {name} could not be measured: {why}")
             continue
         done.rows[name] = rows
         files.write_joined(folder, known)

@@ -1,9 +1,9 @@
 """Section `syscalls`: what the sensor `syscall_latency` adds to a system call, watched or not, by variant.
 
-A C program makes calls in slices; rounds without the sensor, with it watching that program, and with it watching
-another one follow each other in changing order, so that what the machine does meanwhile meets all alike. A round is
-its median slice, and each is compared with the bare one of its own turn. What the sensor counted is held against the
-calls that were made: a number for calls that it did not see is not told.
+A C program makes calls in slices. Rounds without the sensor, with two programs in its place that return at once, with
+it watching that program, and with it watching others follow each other in changing order, so that what the machine
+does meanwhile meets all alike. A round is its median slice, and each is compared with the bare one of its own turn.
+What the sensor counted is held against the calls that were made: a number for calls that it did not see is not told.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from mapek.bpf import ObjectSpec, load, object_path
+from mapek.bpf.tracing import attach_btf_tracepoint
+from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, PermanentError
 from mapek.knowledge import Topology
 from mapek.sensors.syscall_latency import SyscallLatency
@@ -28,21 +33,41 @@ from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.surroundings import opened
 from mapek.simulations.bench.targets import Row
 
-IN_NS: Final = 130.0
-OUT_NS: Final = 70.0
 ROUNDS: Final = 11
 SLICES: Final = 60
 CALLS: Final = 5_000
 READ: Final = 0
 GETPPID: Final = 1
+EMPTY: Final = "two empty programs"
+
+
+Floats = npt.NDArray[np.float64]
+Whose = Literal["watched", "self", "set"]
+OPTIONS: Final[dict[Whose, Callable[[int], list[str]]]] = {
+    "watched": lambda pid: [str(pid)],
+    "self": lambda _: ["self"],
+    "set": lambda _: [str(os.getpid())],
+}
+"""The option `processes`, by whom the sensor watches: those that make the calls, or, by either filter, only us."""
+TARGETS: Final[dict[Whose, float]] = {"watched": 130.0, "self": 70.0}
+WORDS: Final[dict[Whose, str]] = {
+    "watched": "of the watched process",
+    "self": "of another process than the agent",
+    "set": "of another process than those of a set",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A way to run the sensor: `watched` or not; `variant` "" for no sensor at all."""
+    """What runs at the tracepoints: "" for nothing, EMPTY for what they cost by themselves, else a variant."""
 
     variant: str
-    watched: bool = False
+    whose: Whose = "watched"
+
+    @property
+    def calls(self) -> tuple[int, ...]:
+        """The programs look at the number first: whose a call is makes no difference to one that nobody watches."""
+        return (READ, GETPPID) if self.whose == "watched" else (READ,)
 
 
 async def measure(budget: Budget) -> list[Row]:
@@ -60,7 +85,7 @@ async def measure(budget: Budget) -> list[Row]:
         try:
             program = await compile_c("syscall_loop", Path(folder))
         except FeatureError as error:
-            return [*rows, Row("over a bare read", None, "ns", IN_NS, str(error))]
+            return [*rows, Row("over a bare read", None, "ns", TARGETS["watched"], str(error))]
         took = await _rounds(program, here, random.Random(budget.seed))
     return [*_rows(took, here), *rows]
 
@@ -68,9 +93,10 @@ async def measure(budget: Budget) -> list[Row]:
 async def _rounds(
     program: Path, here: list[str], chance: random.Random
 ) -> dict[tuple[Setting, int], list[float]]:
-    settings = [Setting(""), *(Setting(name, watched) for name in here for watched in (True, False))]
+    first = [Setting(""), *([Setting(EMPTY)] if await asyncio.to_thread(_empty_here) else [])]
+    settings = [*first, *(Setting(name, whose) for name in here for whose in OPTIONS)]
     took: dict[tuple[Setting, int], list[float]] = {
-        (one, which): [] for one in settings for which in (READ, GETPPID)
+        (one, which): [] for one in settings for which in one.calls
     }
     async with Native(program) as loop:
         for _ in range(ROUNDS):
@@ -84,21 +110,42 @@ async def _round(loop: Native, setting: Setting) -> dict[int, float]:
     """The median slice in ns, by kind of call."""
     async with AsyncExitStack() as life:
         sensor = None
-        if setting.variant:
-            whom = loop.pid if setting.watched else os.getpid()
-            options = {"processes": [str(whom)], "variant": setting.variant, "syscalls": ["read"]}
+        if setting.variant == EMPTY:
+            detach = await in_thread(_attach_empty, ExitStack.close)
+            life.push_async_callback(in_thread, detach.close)
+        elif setting.variant:
+            options = {
+                "processes": OPTIONS[setting.whose](loop.pid),
+                "variant": setting.variant,
+                "syscalls": ["read"],
+            }
             sensor = await life.enter_async_context(opened(SyscallLatency(options), Topology("bench")))
         before = _counted(sensor)
         found = {
-            which: float(np.median(await loop.ask(which, SLICES, CALLS))) / 1e3 for which in (READ, GETPPID)
+            which: float(np.median(await loop.ask(which, SLICES, CALLS))) / 1e3 for which in setting.calls
         }
         seen = _counted(sensor) - before
     made = SLICES * CALLS
-    if setting.watched and not made <= seen <= made + 100:
+    if sensor is None:
+        return found
+    if setting.whose == "watched" and not made <= seen <= made + 100:
         raise PermanentError("count", f"calls by {setting.variant}", f"{seen} of {made}", "see its tests")
-    if setting.variant and not setting.watched and seen >= made:
+    if setting.whose != "watched" and seen >= made:
         raise PermanentError("filter", f"calls by {setting.variant}", f"{seen} were counted", "see its tests")
     return found
+
+
+def _empty_here() -> bool:
+    return not missing(next(one for one in SyscallLatency.variants if one.name == "tp_btf"))
+
+
+def _attach_empty() -> ExitStack:
+    """Both, the return first, as the sensor does it; closing detaches. Blocks for milliseconds."""
+    with ExitStack() as undo:
+        loaded = undo.enter_context(load(ObjectSpec.read(object_path("empty_syscalls"))))
+        for name in ("empty_exit", "empty_enter"):
+            undo.callback(attach_btf_tracepoint(loaded.programs[name]).close)
+        return undo.pop_all()
 
 
 def _counted(sensor: SyscallLatency | None) -> int:
@@ -111,28 +158,24 @@ def _counted(sensor: SyscallLatency | None) -> int:
 
 def _rows(took: dict[tuple[Setting, int], list[float]], here: list[str]) -> list[Row]:
     rows = []
-    for which, name in ((READ, "read"), (GETPPID, "getppid, not watched for")):
+    for which, name in ((READ, "read"), (GETPPID, "getppid")):
         bare = np.array(took[Setting(""), which])
-        rows.append(
-            Row(f"bare {name.partition(',')[0]}", round(float(np.median(bare)), 1), "ns", None, _spread(bare))
-        )
-        for variant in here:
-            for watched, most in ((True, IN_NS), (False, OUT_NS)):
-                over = np.array(took[Setting(variant, watched), which]) - bare
-                promised = variant == here[0] and which == READ
-                whose = "of the watched process" if watched else "of another process"
-                rows.append(
-                    Row(
-                        f"{variant}: {name} {whose}, over bare",
-                        round(float(np.median(over)), 1),
-                        "ns",
-                        most if promised else None,
-                        _spread(over),
-                    )
-                )
+        rows.append(_row(f"bare {name}", bare))
+        for setting in (Setting(EMPTY), *(Setting(one, whose) for one in here for whose in OPTIONS)):
+            if values := took.get((setting, which)):
+                target = TARGETS.get(setting.whose) if setting.variant == here[0] and which == READ else None
+                rows.append(_row(_words(setting, which, name), np.array(values) - bare, target))
     return rows
 
 
-def _spread(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
+def _words(setting: Setting, which: int, name: str) -> str:
+    if setting.variant == EMPTY:
+        return f"{EMPTY}: {name}, over bare"
+    call = f"{name} {WORDS[setting.whose]}" if which == READ else f"{name}, which is not watched"
+    return f"{setting.variant}: {call}, over bare"
+
+
+def _row(what: str, values: Floats, target: float | None = None) -> Row:
     low, high = np.percentile(values, (5, 95))
-    return f"p5-p95 {low:.0f}-{high:.0f}, n = {len(values)} rounds"
+    note = f"p5-p95 {low:.0f}-{high:.0f}, n = {len(values)} rounds"
+    return Row(what, round(float(np.median(values)), 1), "ns", target, note)

@@ -12,10 +12,10 @@ from mapek.simulations.bench.files import measured_file, summary
 from mapek.simulations.bench.judge import campaign_rows
 from mapek.simulations.bench.latencies import measure as measure_latencies
 from mapek.simulations.bench.native import Native, compile_c
-from mapek.simulations.bench.packets import frame
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.run import Done, run_bench
 from mapek.simulations.bench.startup_child import Blocks, who
+from mapek.simulations.bench.subjects import frame
 from mapek.simulations.bench.targets import Row, number, rows_table
 from mapek.simulations.bench.virtual_hour import run_virtual
 from mapek.simulations.report import write_json
@@ -103,17 +103,25 @@ async def test_a_section_alone_writes_its_file_and_the_joined_ones(tmp_path, cap
     assert "not measured: latencies: fast: suspicion to verdict p99" in capsys.readouterr().out
 
 
-async def test_a_section_that_fails_is_told_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (ConfigError("measure", "maps", "it cannot be", "do not"), "measure maps: it cannot be"),
+        (FileNotFoundError(2, "No such file"), "[Errno 2] No such file"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+async def test_a_section_that_fails_is_told_and_the_next_one_runs(tmp_path, monkeypatch, capsys, error, why):
     def broken(name):
         async def fails(budget):
-            raise ConfigError("measure", name, "it cannot be", "do not")
+            raise error
 
         return fails if name == "maps" else measure_latencies
 
     monkeypatch.setattr("mapek.simulations.bench.run.measure", broken)
     done = await run_bench(tmp_path, ["maps", "latencies"])
     assert (list(done.failed), list(done.rows), done.complete) == (["maps"], ["latencies"], False)
-    assert "failed: maps: measure maps: it cannot be" in capsys.readouterr().out
+    assert f"failed: maps: {why}" in capsys.readouterr().out
     assert not (tmp_path / "maps.json").exists()
 
 
