@@ -13,7 +13,6 @@
 
 enum chain_slot {
 	CHAIN_MESH_FILTER,
-	CHAIN_IDENTITY,
 	CHAIN_XDP_COUNTER,
 	CHAIN_BATADV,
 	CHAIN_USER_A,
@@ -43,7 +42,6 @@ const volatile __u32 slot = CHAIN_SLOTS;
 static __always_inline int chain_from(struct xdp_md *ctx, __u32 from)
 {
 	CHAIN_TRY(ctx, from, CHAIN_MESH_FILTER);
-	CHAIN_TRY(ctx, from, CHAIN_IDENTITY);
 	CHAIN_TRY(ctx, from, CHAIN_XDP_COUNTER);
 	CHAIN_TRY(ctx, from, CHAIN_BATADV);
 	CHAIN_TRY(ctx, from, CHAIN_USER_A);
