@@ -128,7 +128,7 @@ async def test_the_order_is_fixed_and_a_drop_ends_it(wire: Wire, tmp_path: Path)
         assert (counted(first), counted(last)) == (4, 4)
         # A program that thinks it is last hands on to nobody.
         ends = await chain.load("link_watch", COUNTER)
-        await chain.set("identity", ends.programs["xdp_counter"])
+        await chain.set("user_a", ends.programs["xdp_counter"])
         wire.send(udp(), 3)
         assert (counted(first), counted(ends), counted(last)) == (7, 3, 4)
         for loaded in (last, first, ends):
@@ -285,8 +285,10 @@ async def test_a_cancelled_open_leaves_nothing(wire: Wire, pins: Path):
         await opening
     # The thread that undoes it begins when the one that did it has ended.
     await until(
-        lambda: not any(t.name.startswith("mapek-bpf") for t in threading.enumerate())
-        and read_xdp(wire.near) is None
+        lambda: (
+            not any(t.name.startswith("mapek-bpf") for t in threading.enumerate())
+            and read_xdp(wire.near) is None
+        )
     )
     with pytest.raises(FileNotFoundError):
         open_link(pins / "link")
