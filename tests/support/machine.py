@@ -139,6 +139,15 @@ FEATURES: dict[str, Feature] = {
         lambda: os.access("/sys/fs/bpf", os.W_OK | os.X_OK), "/sys/fs/bpf is not writable", (4, 4)
     ),
     "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15", (5, 15)),
+    "foreign_objects": Feature(
+        lambda: bool(os.environ.get("MAPEK_FOREIGN")),
+        "no objects of others; unpack libbpf-tools, libxdp1 and xdp-tools somewhere and set MAPEK_FOREIGN to it",
+        strict=False,
+    ),
+    "graphviz": Feature(
+        lambda: shutil.which("dot") is not None, "no dot to draw with; apt-get install graphviz", strict=False
+    ),
+    "live_rename": Feature(_since(6, 2), "an interface that is up can be renamed since Linux 6.2"),
     "tcx": Feature(_tcx, "tcx needs Linux 6.6", (6, 6)),
     "cc": Feature(
         lambda: any(map(shutil.which, ("cc", "gcc", "clang"))),

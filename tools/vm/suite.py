@@ -38,7 +38,7 @@ PATHS = ("tests/netns",)
 SLOWNESS = 20  # of a guest under emulation; deadlines of tests are stretched by it
 ROWS = 1  # kept of each table of tests: see tests/support/thin.py
 _TEST_TIMEOUT_S = 240
-_SELECT = ["-m", "kernel", "--import-mode=importlib", "-p", "no:cacheprovider"]
+_SELECT = ["-m", "kernel and not host", "--import-mode=importlib", "-p", "no:cacheprovider"]
 _SHARE = re.compile(rb"\[ *(\d+)%\]\n")
 _ROOT = Path(__file__).resolve().parents[2]
 

@@ -200,6 +200,7 @@ def killed(child: subprocess.Popen[str]) -> None:
     child.stdout.close()
 
 
+@pytest.mark.host
 def test_a_link_dies_with_its_process(wire: Wire):
     child = holder(wire.near)
     assert read_xdp(wire.near) is not None

@@ -177,6 +177,7 @@ async def test_each_is_replaced_under_traffic_and_nothing_is_lost(ends: tuple[Sp
         assert stream.sent >= 40 * (3 * len(MEMBERS) + 1)
 
 
+@pytest.mark.host
 async def test_each_is_taken_off_and_put_on_under_traffic(ends: tuple[Space, Space]):
     async with full(socket.if_nametoindex("near")) as members:
         with Stream(*ends) as stream:
@@ -205,6 +206,7 @@ async def test_each_works_alone(ends: tuple[Space, Space], name: str):
         members.close()
 
 
+@pytest.mark.needs("live_rename")
 async def test_the_chain_runs_on_under_another_name(ends: tuple[Space, Space]):
     async with full(socket.if_nametoindex("near")) as members:
         with Stream(*ends) as stream:

@@ -215,6 +215,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.host
 @pytest.mark.needs("bpffs")
 async def test_the_chain_outlives_a_killed_agent(wire: Wire, pins: Path):
     command = [sys.executable, "-c", AGENT, str(wire.near), str(pins)]

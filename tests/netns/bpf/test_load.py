@@ -296,6 +296,7 @@ except MapekError as error:
 """
 
 
+@pytest.mark.host
 @pytest.mark.kernel
 def test_a_limit_of_locked_memory_is_named_where_the_kernel_has_one():
     command = ["setpriv", "--bounding-set=-sys_resource", sys.executable, "-c", LOCKED]

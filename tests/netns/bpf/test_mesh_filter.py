@@ -278,6 +278,7 @@ def test_mac_before_prefix(spec: ObjectSpec):
 SAMPLES = [row[1] for row in (*ATTRIBUTED, *NEIGHBOURLY, *NOT_QUITE, *UNCLEAR)]
 
 
+@pytest.mark.host
 @pytest.mark.parametrize("place", [14, 22, 34, 60])
 def test_every_truncation_is_as_the_reference_says(mesh: Filter, place: int):
     """Each sample frame cut at each length; kernels take no test frame below an Ethernet header."""
@@ -300,6 +301,7 @@ def agrees(mesh: Filter, data: bytes) -> None:
     assert tallied == [found.form == "control", found.form == "undecoded", spared, 0]
 
 
+@pytest.mark.host
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(SAMPLES),

@@ -248,6 +248,7 @@ def first(rules: list[TrafficClass], proto: int, dscp: int, mark: int, ports: tu
     return None
 
 
+@pytest.mark.host
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     RULES,
@@ -290,6 +291,7 @@ def test_every_truncation_counts_once_and_passes(bench: Bench, name: str):
         assert bench.run(frame[:length])[1:] == ((1, length, 0), UNSPEC)
 
 
+@pytest.mark.host
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from([0x0800, 0x86DD, 0x8100, 0x88A8, 0x0806]), st.binary(min_size=1, max_size=200))
 def test_any_frame_counts_once_and_passes(bench: Bench, kind: int, body: bytes):

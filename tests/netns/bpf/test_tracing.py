@@ -232,6 +232,7 @@ with nothing(RAW_TRACEPOINT) as program:
 """
 
 
+@pytest.mark.host
 @pytest.mark.kernel
 def test_nothing_stays_attached_after_a_kill() -> None:
     source = KILLED.format(root=str(Path(__file__).parents[3]))

@@ -31,6 +31,9 @@ TOOLS = [Path("/usr/sbin")]
 WHY = "no foreign objects; apt-get install libxdp1 xdp-tools libbpf-tools, or set MAPEK_FOREIGN"
 
 
+pytestmark = pytest.mark.needs("foreign_objects")
+
+
 def inside(path: Path) -> Iterator[bytes]:
     """Objects within an executable."""
     data, at = path.read_bytes(), -1

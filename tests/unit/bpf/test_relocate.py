@@ -63,12 +63,11 @@ def test_all_is_found_in_its_own_types(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(n for n, kinds in relocated().items() if "field_byte_offset" in kinds)
+    "name",
+    # a flavour stands for the type of the same name
+    sorted(n for n, kinds in relocated().items() if "field_byte_offset" in kinds and "___" not in n),
 )
 def test_a_type_that_is_gone(tmp_path: Path, name: str):
-    essential = name.split("___")[0]
-    if essential != name:
-        pytest.skip("its flavours stand for it")
     gone = missing(tmp_path, renamed(name.encode()))
     assert any(one == f"struct {name}" for one in gone), gone
 

@@ -14,6 +14,7 @@ import pytest
 
 from mapek.bpf import MapSpec, ObjectSpec, ProgramSpec, object_path
 from mapek.bpf.anatomy import take_apart
+from mapek.bpf.dispatcher import SLOTS
 from mapek.bpf.names import program_kind
 from mapek.errors import ObjectError
 
@@ -32,7 +33,7 @@ def test_xdp_counter_is_read_in_full():
     assert program.instructions > 20
     assert spec.maps["counters"] == MapSpec("counters", "percpu_array", 4, 16, 24, 0)
     assert spec.maps["samples"] == MapSpec("samples", "ringbuf", 0, 0, 1 << 18, 0)
-    assert spec.maps["chain"] == MapSpec("chain", "prog_array", 4, 4, 8, 0)
+    assert spec.maps["chain"] == MapSpec("chain", "prog_array", 4, 4, len(SLOTS), 0)
     assert {(v.name, v.section, v.size) for v in spec.variables.values()} == {
         ("slot", ".rodata", 4),
         ("sample_every", ".rodata", 4),

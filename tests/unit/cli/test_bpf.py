@@ -85,6 +85,7 @@ def test_explain_one_program(capsys: pytest.CaptureFixture[str]):
     assert "no program 'none'; it has" in capsys.readouterr().err
 
 
+@pytest.mark.needs("graphviz")
 def test_the_picture_is_one_that_graphviz_draws(capsys: pytest.CaptureFixture[str]):
     assert main(["bpf", "explain", "xdp_counter", "--dot"]) == 0
     picture = capsys.readouterr().out
