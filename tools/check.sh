@@ -27,7 +27,7 @@ fi
 # passes then is named in the output above it, and stays worth a look. Left-overs or too little coverage have no second run.
 # shellcheck disable=SC2086
 tests() {
-    $python -m pytest -rs --cov --cov-report=term --cov-fail-under=$floor ${PYTEST_ARGS:-$everything}
+    $python -m pytest -rs --cache-clear --cov --cov-report=term --cov-fail-under=$floor ${PYTEST_ARGS:-$everything}
     status=$?
     [ $status -eq 1 ] || return $status
     printf '\n== once more, what failed, alone\n'
