@@ -171,11 +171,11 @@ class Node:
         """Kinds of the events, of one entity or of all."""
         return [event.kind for event in self.events if name in (None, event.entity.name)]
 
-    async def until(self, true: Callable[[], object], seconds: float = 5.0) -> None:
+    async def until(self, true: Callable[[], object], seconds: float = 5.0, every: float = 0.0005) -> None:
         """Let the loop run until something holds; TimeoutError otherwise."""
         async with asyncio.timeout(patience(seconds)):
             while not true():  # noqa: ASYNC110 - no event tells of it
-                await asyncio.sleep(0.0005)
+                await asyncio.sleep(every)
 
     async def heard(self, kind: str, times: int = 1, seconds: float = 5.0) -> Event:
         """The last of so many events of a kind."""
