@@ -158,7 +158,7 @@ class Anatomy:
 
 def take_apart(spec: ObjectSpec) -> Anatomy:
     """The anatomy of a parsed object. Raises ObjectError where code or relocations are not sound."""
-    elf = elf_module.parse(spec.raw, spec.path)
+    elf = spec.elf
     ext = _ext(elf, spec.path)
     places = [(section, symbol) for section in elf.sections for symbol in _functions(elf, section, spec.path)]
     if sum(symbol.size for _, symbol in places) > MAX_CODE * 8:

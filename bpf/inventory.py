@@ -158,7 +158,7 @@ def _program(ident: int, kernel: _Kernel) -> Loaded | None:
         return None
     try:
         data = syscall.info(fd, 232)
-        map_ids = _map_ids(fd, struct.unpack_from("=I", data, 52)[0])
+        map_ids = syscall.map_ids(fd)
     finally:
         os.close(fd)
     number = struct.unpack_from("=I", data)[0]
@@ -186,19 +186,6 @@ def _holding(ident: int, kernel: _Kernel) -> Iterator[Holder]:
     yield from kernel.holders.get(("prog", ident), ())
     for link in kernel.links.get(ident, ()):
         yield from kernel.holders.get(("link", link.link_id), ())
-
-
-def _map_ids(fd: int, count: int) -> tuple[int, ...]:
-    if not count:
-        return ()
-    ids = (ctypes.c_uint32 * count)()
-    data = bytearray(232)
-    struct.pack_into("=I", data, 52, count)
-    struct.pack_into("=Q", data, 56, ctypes.addressof(ids))
-    view = (ctypes.c_char * len(data)).from_buffer(data)
-    attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
-    syscall.bpf(syscall.OBJ_GET_INFO_BY_FD, attr, "read maps of program fd", fd)
-    return tuple(ids[: min(count, struct.unpack_from("=I", data, 52)[0])])
 
 
 def _source(btf_id: int, known: dict[int, str]) -> str:
@@ -229,9 +216,7 @@ def _btf(ident: int) -> bytes:
         raw = ctypes.create_string_buffer(_MAX_BTF)
         data = bytearray(40)
         struct.pack_into("=QI", data, 0, ctypes.addressof(raw), _MAX_BTF)
-        view = (ctypes.c_char * len(data)).from_buffer(data)
-        attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
-        if syscall.bpf_raw(syscall.OBJ_GET_INFO_BY_FD, attr) < 0:
+        if syscall.fill_info(fd, data) < 0:
             return b""
         return raw.raw[: min(_MAX_BTF, struct.unpack_from("=I", data, 8)[0])]
     finally:
@@ -249,12 +234,9 @@ def _link(ident: int, held: Mapping[tuple[str, int], list[Holder]]) -> tuple[int
         data = bytearray(80)
         # Only a raw tracepoint reads these; for the others they are what it writes.
         struct.pack_into("=QI", data, 16, ctypes.addressof(name), len(name))
-        view = (ctypes.c_char * len(data)).from_buffer(data)
-        attr = struct.pack("=IIQ", fd, len(data), ctypes.addressof(view))
-        if syscall.bpf_raw(syscall.OBJ_GET_INFO_BY_FD, attr) < 0:
+        if syscall.fill_info(fd, data) < 0:
             # Others do read them, and find the address of a buffer that is none of theirs.
-            data[16:] = bytes(len(data) - 16)
-            syscall.bpf(syscall.OBJ_GET_INFO_BY_FD, attr, "read link", ident)
+            data = syscall.info(fd, len(data))
     finally:
         os.close(fd)
     number, _, program = struct.unpack_from("=III", data)

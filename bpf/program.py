@@ -42,15 +42,7 @@ class Program:
 
     def map_ids(self) -> list[int]:
         """Ids of the maps this program uses."""
-        room = 64
-        ids = (ctypes.c_uint32 * room)()
-        data = bytearray(232)
-        struct.pack_into("=I", data, 52, room)
-        struct.pack_into("=Q", data, 56, ctypes.addressof(ids))
-        view = (ctypes.c_char * len(data)).from_buffer(data)
-        attr = struct.pack("=IIQ", self.fd, len(data), ctypes.addressof(view))
-        syscall.bpf(syscall.OBJ_GET_INFO_BY_FD, attr, "read info of program", self.name)
-        return list(ids[: min(room, struct.unpack_from("=I", data, 52)[0])])
+        return list(syscall.map_ids(self.fd))
 
     def test_run(self, data: bytes = b"", repeat: int = 1, ctx: bytes | None = None) -> TestRun:
         """Run the program `repeat` times on a packet (with a context struct, where the type takes one),

@@ -74,6 +74,7 @@ class ObjectSpec:
     maps: dict[str, MapSpec]
     variables: dict[str, VariableSpec]
     btf: Btf = field(repr=False)
+    elf: Elf = field(repr=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ObjectSpec:
@@ -107,7 +108,7 @@ class ObjectSpec:
                 flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if name == ".rodata" else 0)
                 maps[name] = MapSpec(name, "array", 4, found.size, 1, flags)
                 variables.update(_variables(elf, btf, found, path))
-        return cls(path, data, elf.byteorder, _license(elf, path), programs, maps, variables, btf)
+        return cls(path, data, elf.byteorder, _license(elf, path), programs, maps, variables, btf, elf)
 
     def check_byteorder(self) -> None:
         """Raises ObjectError when the object is of the other byte order than this machine."""

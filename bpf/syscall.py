@@ -33,6 +33,8 @@ LINK_CREATE: Final = 28
 LINK_UPDATE: Final = 29
 LINK_DETACH: Final = 34
 
+_PROG_INFO, _NR_MAP_IDS = 232, 52  # struct bpf_prog_info: its size, and where nr_map_ids and map_ids stand
+
 # bpf(2) has no libc wrapper; each machine has its own number.
 _NUMBERS: Final = {
     "x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "armv7l": 386, "armv6l": 386,
@@ -195,10 +197,32 @@ def info(fd: int, size: int = 256) -> bytearray:
     """The kernel's info struct of the program, map or link behind `fd`, at most `size` bytes, zero where not
     filled."""
     data = bytearray(size)
-    view = (ctypes.c_char * size).from_buffer(data)
-    bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, size, ctypes.addressof(view)), "read info of fd", fd)
-    del view
+    if (code := fill_info(fd, data)) < 0:
+        raise explain(-code, "read info of fd", fd)
     return data
+
+
+def fill_info(fd: int, data: bytearray) -> int:
+    """As `info`, into `data`, which may hold addresses and sizes of arrays for the kernel to fill; 0 or the negative
+    errno."""
+    view = (ctypes.c_char * len(data)).from_buffer(data)
+    code = bpf_raw(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", fd, len(data), ctypes.addressof(view)))
+    del view
+    return code
+
+
+def map_ids(fd: int) -> tuple[int, ...]:
+    """Ids of the maps that the program behind `fd` uses."""
+    data = info(fd, _PROG_INFO)
+    count = struct.unpack_from("=I", data, _NR_MAP_IDS)[0]
+    if not count:
+        return ()
+    ids = (ctypes.c_uint32 * count)()
+    data = bytearray(_PROG_INFO)
+    struct.pack_into("=IQ", data, _NR_MAP_IDS, count, ctypes.addressof(ids))
+    if (code := fill_info(fd, data)) < 0:
+        raise explain(-code, "read maps of program fd", fd)
+    return tuple(ids[: min(count, struct.unpack_from("=I", data, _NR_MAP_IDS)[0])])
 
 
 def fd_by_id(command: int, ident: int) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from mapek.bpf import btf, helpers
-from mapek.bpf import elf as elf_module
 from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function, take_apart
 from mapek.bpf.instructions import unknown
 from mapek.bpf.rules import Rules
@@ -152,8 +151,7 @@ def _origin(spec: ObjectSpec, rules: Rules, digest: str) -> Iterator[Finding]:
 
 
 def _license(spec: ObjectSpec, anatomy: Anatomy) -> Iterator[Finding]:
-    elf = elf_module.parse(spec.raw, spec.path)
-    sections = [one for one in elf.sections if one.name == "license"]
+    sections = [one for one in spec.elf.sections if one.name == "license"]
     strings = [one for section in sections for one in bytes(section.data).split(b"\0") if one]
     if len(strings) != 1:
         yield Finding("refuse", "license", f"it has {len(strings)} licences", "give it exactly one")

@@ -24,8 +24,8 @@ from mapek.sensors.batadv_table import OTHER, TALLIES, NeighbourTable, Rows
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import (
     MODES,
-    Ingress,
     IngressProgram,
+    Joined,
     choose_mode,
     join_ingress,
     variant_of,
@@ -61,10 +61,9 @@ _NO_GAUGES: Final = np.full((1, len(SCHEMA.gauges)), np.nan)
 
 
 @dataclass(slots=True)
-class _Listening:
+class _Listening(Joined):
     """One interface: what is attached, its maps, and the rows that its neighbours have."""
 
-    ingress: Ingress
     table: NeighbourTable
     mac: bytes
     _names: tuple[str, ...] = ()
@@ -78,22 +77,8 @@ class _Listening:
             self._entities = tuple(Entity("path", f"{name}/{link}") for name in (*names, OTHER))
         return self._entities
 
-    @property
-    def entity(self) -> Entity:
-        return self.ingress.entity
-
-    @property
-    def where(self) -> str:
-        return self.ingress.where
-
     def map(self, name: str) -> Map:
         return self.ingress.loaded.maps[name]
-
-    async def leave(self) -> None:
-        await self.ingress.leave()
-
-    def close(self) -> None:
-        self.ingress.close()
 
 
 class Batadv(Touchpoint):

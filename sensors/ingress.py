@@ -79,13 +79,45 @@ class Ingress:
         if self._hooks is not None:
             await self._hooks.leave(self.entity.generation, self._slot)
             self._hooks = None
-        while self._links:
-            await self._links[-1].detach_async()
-            self._links.pop()
+        await detach_all(self._links)
 
     def close(self) -> None:
         """Close programs and maps."""
         self.loaded.close()
+
+
+@dataclass(slots=True)
+class Joined:
+    """What a sensor has on one interface, for sensors that keep more of it than the ingress: a base of theirs."""
+
+    ingress: Ingress
+
+    @property
+    def entity(self) -> Entity:
+        """The link."""
+        return self.ingress.entity
+
+    @property
+    def where(self) -> str:
+        """How it is joined."""
+        return self.ingress.where
+
+    async def leave(self) -> None:
+        """Take the program off; its maps stay open."""
+        await self.ingress.leave()
+
+    def close(self) -> None:
+        """Close programs and maps."""
+        self.ingress.close()
+
+
+async def detach_all(links: list[TcLink]) -> None:
+    """Detach the last one first, and forget each only then: who comes again finds what is not undone."""
+    while links:
+        last = links[-1]
+        await last.detach_async()
+        if last in links:
+            links.remove(last)
 
 
 async def join_ingress(

@@ -33,6 +33,7 @@ from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
 from mapek.knowledge.topology import Address, Path, Peer
 from mapek.sensors.hooks import Hooks
+from mapek.sensors.ingress import NEEDS
 from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
 from mapek.sensors.prober import Target
@@ -42,7 +43,7 @@ from mapek.sensors.variants import Choice, choose
 BPFFS: Final = FilePath("/sys/fs/bpf")
 SLOT: Final = "link_watch"
 _SHARED: Final = ("configs", "paths", "peers", "events", "watchdogs")
-_NEEDS: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "mmapable_array")
+_NEEDS: Final = (*NEEDS, "ringbuf", "mmapable_array")
 VARIANTS: Final = (
     Variant("bpf_timer", (*_NEEDS, "bpf_timer"), "the kernel notices silence by itself"),
     Variant("user", _NEEDS, "silence is looked for from user space"),

@@ -20,6 +20,7 @@ from mapek.config.options import Table, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import ConfigError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
+from mapek.sensors.ingress import NEEDS
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficClass, parse_classes
 from mapek.sensors.tc_classifier_kernel import Counting, count_on, exchange
@@ -65,10 +66,10 @@ class TcClassifier(Touchpoint):
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant(
             "tcx",
-            ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "mmapable_array", "tcx"),
+            (*NEEDS, "mmapable_array", "tcx"),
             "dies with its process",
         ),
-        Variant("clsact", ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "mmapable_array")),
+        Variant("clsact", (*NEEDS, "mmapable_array")),
     )
 
     def __init__(self, options: Options) -> None:

@@ -18,6 +18,7 @@ from mapek.bpf.tc import Direction, TcLink, Way
 from mapek.bpf.worker import in_thread
 from mapek.errors import AttachError, ObjectError
 from mapek.model import Entity
+from mapek.sensors.ingress import detach_all
 from mapek.sensors.tc_classifier_table import COUNTERS_BYTES, DIRECTIONS, FIELDS, SLOTS, TABLE, Record
 
 _PROGRAMS: Final[dict[Direction, str]] = {"ingress": "tc_class_in", "egress": "tc_class_out"}
@@ -51,19 +52,10 @@ class Counting:
 
     async def leave(self) -> None:
         """Take the programs off, the last one first; also again, where it was cancelled or refused."""
-        await _detach(self.links)
+        await detach_all(self.links)
 
     def close(self) -> None:
         self.loaded.close()
-
-
-async def _detach(links: list[TcLink]) -> None:
-    while links:
-        last = links[-1]
-        await last.detach_async()
-        # Only now: who comes again must find what is not undone.
-        if last in links:
-            links.remove(last)
 
 
 async def count_on(link: Entity, shared: LoadedObject, way: Way, former: Counting | None) -> Counting:
@@ -97,7 +89,7 @@ async def count_on(link: Entity, shared: LoadedObject, way: Way, former: Countin
             links.append(await attach_tc_async(loaded.programs[program], link.generation, direction, way))
     except BaseException:
         try:
-            await _detach(links)
+            await detach_all(links)
         finally:
             loaded.close()
         raise

@@ -20,7 +20,7 @@ from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema, Value
 from mapek.sensors.hooks import Hooks
-from mapek.sensors.ingress import Ingress, IngressProgram, join_ingress
+from mapek.sensors.ingress import NEEDS, IngressProgram, Joined, join_ingress
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.variants import choose
 
@@ -67,29 +67,17 @@ def sample(record: bytes) -> Sample:
 
 
 @dataclass(slots=True)
-class _Counting:
+class _Counting(Joined):
     """One interface: what is attached, and its readers."""
 
-    ingress: Ingress
     counters: PerCpuArrayMap
     sampling: PerCpuArrayMap
     ring: RingBuffer | None
-
-    @property
-    def entity(self) -> Entity:
-        return self.ingress.entity
-
-    @property
-    def where(self) -> str:
-        return self.ingress.where
 
     async def leave(self) -> None:
         if self.ring is not None:
             self.ring.close()
         await self.ingress.leave()
-
-    def close(self) -> None:
-        self.ingress.close()
 
 
 class XdpCounter(Touchpoint):
@@ -109,9 +97,7 @@ class XdpCounter(Touchpoint):
     }
     # It says where the chain that they share is pinned, and takes over the one of the agent before.
     opens_after: ClassVar[tuple[str, ...]] = ("link_watch",)
-    variants: ClassVar[tuple[Variant, ...]] = (
-        Variant("xdp", ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "ringbuf", "xdp_link")),
-    )
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("xdp", (*NEEDS, "ringbuf", "xdp_link")),)
 
     def __init__(self, options: Options) -> None:
         self._names = take_strings(options, "interfaces")
