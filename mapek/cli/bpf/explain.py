@@ -1,0 +1,45 @@
+"""`mapek bpf explain`: what an object would do in the kernel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from mapek.cli.bpf.subject import subject
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The command's arguments."""
+    telling = parts.add_parser("explain", help="what an object does, in plain words; needs no privilege")
+    telling.add_argument(
+        "object",
+        metavar="OBJECT",
+        help="a .o file, the name of a sensor or program of ours, or the id of a loaded one",
+    )
+    telling.add_argument("--program", metavar="NAME", default="", help="only this program of it")
+    form = telling.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as one JSON object")
+    form.add_argument("--dot", action="store_true", help="the flow of control as a picture for Graphviz")
+    telling.set_defaults(run=_explain)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from mapek.bpf import words
+    from mapek.bpf.anatomy import take_apart
+    from mapek.bpf.explain import explain
+
+    spec, program = subject(arguments.object)
+    anatomy = take_apart(spec)
+    found = explain(spec, anatomy, arguments.program or program)
+    if arguments.dot:
+        print(words.dot(anatomy, [one.name for one in found.programs]))
+    elif arguments.json:
+        print(json.dumps(asdict(found)))
+    else:
+        print(words.text(found))
+    return 0
