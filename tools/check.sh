@@ -17,6 +17,14 @@ step $python -m ruff format --check --output-format concise .
 step $python -m mypy -p mapek -p tools
 step .venv/bin/lint-imports --no-cache
 
+# systemd mounts these; a container or a bare init may not. They stay: others may have begun to use them.
+mounted() { # TYPE PLACE
+    [ "$(id -u)" != 0 ] || grep -q "^[^ ]* $2 $1 " /proc/mounts || mount -t "$1" "$1" "$2" ||
+        printf '%s could not be mounted on %s\n' "$1" "$2"
+}
+mounted bpf /sys/fs/bpf
+mounted tracefs /sys/kernel/tracing
+
 if $python -m tests.support.machine; then
     floor=85
 else

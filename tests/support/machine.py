@@ -89,6 +89,13 @@ def _has_libbpf() -> bool:
     return True
 
 
+def _has_bpffs() -> bool:
+    """A bare directory is there in any sysfs, and root may write to it as far as access(2) knows."""
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    there = any(fields[1:3] == ["/sys/fs/bpf", "bpf"] for fields in mounts)
+    return there and os.access("/sys/fs/bpf", os.W_OK | os.X_OK)
+
+
 def _makes_namespaces() -> bool:
     return subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode == 0
 
@@ -135,9 +142,7 @@ FEATURES: dict[str, Feature] = {
     "btf": Feature(
         lambda: Path("/sys/kernel/btf/vmlinux").exists(), "the kernel carries no BTF", strict=False
     ),
-    "bpffs": Feature(
-        lambda: os.access("/sys/fs/bpf", os.W_OK | os.X_OK), "/sys/fs/bpf is not writable", (4, 4)
-    ),
+    "bpffs": Feature(_has_bpffs, "no writable bpffs on /sys/fs/bpf; mount -t bpf bpf /sys/fs/bpf", (4, 4)),
     "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15", (5, 15)),
     "foreign_objects": Feature(
         lambda: bool(os.environ.get("MAPEK_FOREIGN")),
