@@ -50,6 +50,8 @@ class Metric:
         help: one line for people.
         bounds: upper bucket bounds in `unit`, for histograms only; the last bucket (+Inf) is implied.
         labels: (name, value) pairs that tell columns of one name apart ("family", "ipv4").
+        sum: for a histogram, the name of the counter of the same labels that adds up what the histogram sorts, in the
+            same unit or in nanoseconds; empty where the kernel counts buckets only.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Metric:
     help: str = ""
     bounds: tuple[float, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    sum: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mapek.sensors.top_rows import Counts, Mask, Places, Sought, TopRows
+
 NEIGHBOUR: Final = np.dtype(
     [
         ("lock", "u4"),
@@ -50,11 +52,9 @@ PRESENT_NS: Final = 30_000_000_000
 """An originator whose OGMs came within this time counts as present."""
 _FORGET_AT_ONCE: Final = 32
 
-Counts = npt.NDArray[np.uint64]
 Records = npt.NDArray[Any]
 Numbers = npt.NDArray[np.uint64]
 """Addresses as numbers, or counts of one column."""
-Places = npt.NDArray[np.intp]
 
 
 def mac_text(number: int) -> str:
@@ -89,17 +89,15 @@ class _Match:
 
     keys: Records
     through: Records
-    macs: Numbers
-    order: Places
+    found: Sought
     senders: Numbers
     at: Places
-    hit: npt.NDArray[np.bool_]
+    hit: Mask
 
     @classmethod
     def of(cls, keys: Records, through: Records) -> _Match:
-        macs, senders = _numbers(keys[:, :6]), _numbers(through[:, 6:12])
-        order = np.argsort(macs)
-        return cls(keys, through, macs, order, senders, *_places(macs, order, senders))
+        found, senders = Sought.among(_numbers(keys[:, :6])), _numbers(through[:, 6:12])
+        return cls(keys, through, found, senders, *found.places(senders))
 
     def is_of(self, keys: Records, through: Records) -> bool:
         return np.array_equal(keys, self.keys) and np.array_equal(through, self.through)
@@ -117,31 +115,27 @@ class Rows:
     counts: Counts
     seen_ns: npt.NDArray[np.int64]
     interval_ns: npt.NDArray[np.int64]
-    silent: npt.NDArray[np.bool_]
-    turned: npt.NDArray[np.bool_]
+    silent: Mask
+    turned: Mask
     originators: npt.NDArray[np.intp]
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Those with a row: what the remainder has of each, and what originators counted that are forgotten."""
+    """What is known beside the counts of those with a row: what originators counted that are forgotten."""
 
-    macs: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
-    base: Counts = field(default_factory=lambda: np.zeros((0, len(COUNTED)), np.uint64))
     passed_on: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
-    silent: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    silent: Mask = field(default_factory=lambda: np.zeros(0, np.bool_))
     names: tuple[str, ...] = ()
 
-    def without(self, gone: npt.NDArray[np.bool_]) -> _Kept:
+    def without(self, gone: Mask) -> _Kept:
         stay = ~gone
         names = tuple(name for name, one in zip(self.names, stay, strict=True) if one)
-        return _Kept(self.macs[stay], self.base[stay], self.passed_on[stay], self.silent[stay], names)
+        return _Kept(self.passed_on[stay], self.silent[stay], names)
 
-    def with_more(self, macs: Numbers, base: Counts) -> _Kept:
+    def with_more(self, macs: Numbers) -> _Kept:
         n = len(macs)
         return _Kept(
-            np.concatenate([self.macs, macs]),
-            np.concatenate([self.base, base]),
             np.concatenate([self.passed_on, np.zeros(n, np.uint64)]),
             np.concatenate([self.silent, np.zeros(n, np.bool_)]),
             self.names + tuple(mac_text(mac) for mac in macs.tolist()),
@@ -167,8 +161,10 @@ class NeighbourTable:
     """The neighbours of the last reading."""
     _strays: Numbers = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Who passed on OGMs until then and was no neighbour: the remainder has these."""
-    _gone: Counts = field(default_factory=lambda: np.zeros(len(COUNTED), np.uint64))
-    """What the remainder has of those that are forgotten, modulo 2^64: it may be less than nothing on its way."""
+    _top: TopRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._top = TopRows(self.most, len(COUNTED))
 
     def rows(self, neighbours: Entries, originators: Entries, now_ns: int) -> tuple[Rows, Counts]:
         """The neighbours that have a row, and what all others counted, those that are forgotten too."""
@@ -176,7 +172,7 @@ class NeighbourTable:
         through, passed = originators.items(value_dtype=ORIGINATOR)
         if self._match is None or not self._match.is_of(keys, through):
             self._match = _Match.of(keys, through)
-        macs, senders, at, hit = self._match.macs, self._match.senders, self._match.at, self._match.hit
+        macs, senders, at, hit = self._match.found.keys, self._match.senders, self._match.at, self._match.hit
         counts = np.empty((len(macs), len(COUNTED)), np.uint64)
         for column, name in enumerate(COUNTED[:-1]):
             counts[:, column] = values[name]
@@ -184,37 +180,41 @@ class NeighbourTable:
         fresh = passed["seen_ns"].astype(np.int64) > now_ns - PRESENT_NS
         present = np.bincount(at[hit & fresh], minlength=len(macs))
 
-        places = self._admit(macs, self._match.order, counts)
+        places = self._admit(self._match.found, counts)
         mine = counts[places]
         mine[:, -1] += self._kept.passed_on
-        total = counts.sum(axis=0, dtype=np.uint64) + self._gone
+        total = counts.sum(axis=0, dtype=np.uint64) + self._top.gone
         for beside in (passed["received"][~hit], self._kept.passed_on):
             total[-1:] += beside.sum(dtype=np.uint64)
-        found = self._rows(values[places], mine - self._kept.base, present[places], now_ns)
+        found = self._rows(values[places], mine - self._top.base, present[places], now_ns)
         self._known, self._strays = macs, senders[~hit]
         self._forget(neighbours, keys, macs, counts, values["seen_ns"], now_ns)
         self._forget_originators(originators, through, passed, senders, now_ns)
         return found, total - found.counts.sum(axis=0, dtype=np.uint64)
 
-    def _admit(self, macs: Numbers, order: Places, counts: Counts) -> Places:
-        """Give what is free to who has none: to those that were heard most. Returns the places of all rows."""
-        places, there = _places(macs, order, self._kept.macs)
+    def _admit(self, found: Sought, counts: Counts) -> Places:
+        """Give what is free to who has no row. Returns the places of all rows."""
+        places, there = found.places(self._top.keys)
         if not there.all():
             # Only we delete, and then we know; but maps of a kernel are anybody's.
-            self._gone += self._kept.base[~there].sum(axis=0, dtype=np.uint64)
-            self._kept, places = self._kept.without(~there), places[there]
-        free = self.most - len(places)
-        if free > 0 and len(macs) > len(places):
-            waiting = np.ones(len(macs), np.bool_)
-            waiting[places] = False
-            new = np.flatnonzero(waiting)
-            new = new[np.lexsort((macs[new], ~counts[new, 0]))][:free]
+            self._leave(~there)
+            places = places[there]
+
+        def told(new: Places) -> Counts:
             # What it had until now was told as the remainder's, unless this is the first that we see of it.
-            old = np.isin(macs[new], self._known)[:, None].repeat(len(COUNTED), 1)
-            old[:, -1] |= np.isin(macs[new], self._strays)
-            base = np.where(old, counts[new], np.uint64(0))
-            self._kept, places = self._kept.with_more(macs[new], base), np.concatenate([places, new])
-        return places
+            macs = found.keys[new]
+            old = np.isin(macs, self._known)[:, None].repeat(len(COUNTED), 1)
+            old[:, -1] |= np.isin(macs, self._strays)
+            return np.where(old, counts[new], np.uint64(0))
+
+        new = self._top.admit(found, counts, told)
+        if len(new):
+            self._kept = self._kept.with_more(found.keys[new])
+        return np.concatenate([places, new])
+
+    def _leave(self, rows: Mask) -> None:
+        self._top.leave(rows)
+        self._kept = self._kept.without(rows)
 
     def _rows(self, values: Records, counts: Counts, present: Places, now_ns: int) -> Rows:
         every = intervals_ns(values["spacing_ns"], values["interval_ms"])
@@ -233,14 +233,12 @@ class NeighbourTable:
         # Who comes back is new, but its originators are not.
         self._known = np.delete(macs, gone)
         self._strays = np.concatenate([self._strays, macs[gone]])
-        having = np.isin(macs[gone], self._kept.macs)
-        leaving = np.isin(self._kept.macs, macs[gone])
+        having = np.isin(macs[gone], self._top.keys)
         # The remainder keeps what it has of them, and gets no more: a row's past is no news.
-        self._gone[:-1] += counts[gone[~having], :-1].sum(axis=0, dtype=np.uint64)
-        self._gone += self._kept.base[leaving].sum(axis=0, dtype=np.uint64)
+        self._top.gone[:-1] += counts[gone[~having], :-1].sum(axis=0, dtype=np.uint64)
         # Their originators are still in their table, and are counted there as nobody's from now on.
-        self._gone[-1:] -= counts[gone[having], -1:].sum(axis=0, dtype=np.uint64)
-        self._kept = self._kept.without(leaving)
+        self._top.gone[-1:] -= counts[gone[having], -1:].sum(axis=0, dtype=np.uint64)
+        self._leave(np.isin(self._top.keys, macs[gone]))
 
     def _forget_originators(
         self, originators: Entries, through: Records, passed: Records, senders: Numbers, now_ns: int
@@ -248,20 +246,12 @@ class NeighbourTable:
         old = np.flatnonzero(passed["seen_ns"].astype(np.int64) < now_ns - self.forget_ns)
         for place in old[:_FORGET_AT_ONCE]:
             if originators.delete(through[place].tobytes()):
-                kept = self._kept.macs == senders[place]
+                kept = self._top.keys == senders[place]
                 count = passed["received"][place : place + 1]
                 if kept.any():
                     self._kept.passed_on[kept] += count
                 else:
-                    self._gone[-1:] += count
-
-
-def _places(macs: Numbers, order: Places, wanted: Numbers) -> tuple[Places, npt.NDArray[np.bool_]]:
-    """For each of `wanted` its place in `macs`, which `order` sorts, and whether it is there at all."""
-    if not len(macs):
-        return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), np.bool_)
-    at = order[np.searchsorted(macs[order], wanted).clip(max=len(macs) - 1)]
-    return at, macs[at] == wanted
+                    self._top.gone[-1:] += count
 
 
 def _sums(at: Places, counts: Numbers, size: int) -> Numbers:

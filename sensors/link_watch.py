@@ -37,6 +37,7 @@ from mapek.sensors.link_watch_layout import (
     Alarm,
 )
 from mapek.sensors.link_watch_paths import PathTable
+from mapek.sensors.probe_port import ProbePort
 from mapek.sensors.prober import Batches, Prober, Target
 from mapek.supervision import together
 
@@ -126,7 +127,7 @@ class LinkWatch(Touchpoint):
         pin = take(options, "pin", str, "auto", choices=("auto", "yes", "no"))
         reply_rate = take(options, "reply_rate", int, 40_000, minimum=1)
         timer = self.wanted_variant = take(options, "timer", str, "auto", choices=("auto", "user"))
-        port = take(options, "port", int, PORT, minimum=1, maximum=65535)
+        port = self._port = take(options, "port", int, PORT, minimum=1, maximum=65535)
         stateful = take(options, "stateful", bool, False)
         self._kernel = Kernel(
             mode=mode,
@@ -160,7 +161,10 @@ class LinkWatch(Touchpoint):
         Raises:
             AttachError: no interface of any path is there (or, without `wait`, one is missing).
             PrivilegeError, FeatureError, VerifierError: as `mapek.bpf.load`.
+            ConfigError: somebody goes by another port already.
         """
+        # First of all: whoever opens later goes by it, even where the rest of this fails.
+        surroundings.shared(ProbePort).say(self._port)
         self._around = surroundings
         topology = surroundings.knowledge.topology
         self._paths = list(topology.paths())

@@ -35,6 +35,7 @@ from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.mesh_filter_store import UNKNOWN, Store
 from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
 from mapek.sensors.mesh_filter_undo import Undo
+from mapek.sensors.probe_port import ProbePort
 
 SLOT: Final = "mesh_filter"
 
@@ -73,7 +74,7 @@ class MeshFilter(Touchpoint):
         prefer: "prefix" or "mac", where both are known.
         rows: identities with a row of their own in a frame.
         max_identities, max_addresses: how many the kernel's maps hold; addresses of each kind (IPv4, IPv6, MAC).
-        probe_port: UDP port of probes, which a quarantine does not drop: `port` of link_watch; 0: none.
+        spare_probes: let link_watch's probes pass whatever the verdict is.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
@@ -87,7 +88,8 @@ class MeshFilter(Touchpoint):
         "addresses_refused": "Addresses of identities that found no room, each time.",
         "expired": "Entries of identities that ended by themselves.",
     }
-    # It says where the chain that they share is pinned, and takes over the one of the agent before.
+    # It says where the chain that they share is pinned and which port its probes have, and takes over the chain of
+    # the agent before.
     opens_after: ClassVar[tuple[str, ...]] = ("link_watch",)
     kind: ClassVar[Literal["sensor", "effector"]] = "effector"
     variants: ClassVar[tuple[Variant, ...]] = variants_of("lpm_trie")
@@ -106,7 +108,8 @@ class MeshFilter(Touchpoint):
             take(options, "max_identities", int, 1024, minimum=1, maximum=65_535),
             take(options, "max_addresses", int, 16_384, minimum=1, maximum=1_000_000),
         )
-        self._port = take(options, "probe_port", int, 862, minimum=0, maximum=65_535)
+        self._spare_probes = take(options, "spare_probes", bool, True)
+        self._port = 0
         self._around: Surroundings | None = None
         self._program: IngressProgram | None = None
         self._file: IdentityFile | None = None
@@ -123,6 +126,7 @@ class MeshFilter(Touchpoint):
         """Make the maps, fill them, attach; raises the first error if no interface is there."""
         self._around = surroundings
         self._how, self._lesser = await choose_mode(self.name, self.variants, self._mode)
+        self._port = surroundings.shared(ProbePort).ask(self.name) if self._spare_probes else 0
         spec = await in_thread(lambda: ObjectSpec.read(object_path("mesh_filter")))
         self._program = IngressProgram(spec, SLOT, "mesh_filter", "mesh_filter_tc")
         registry = surroundings.shared(Identities)

@@ -17,8 +17,9 @@ import numpy as np
 from mapek.bpf import ObjectSpec
 from mapek.sensors.identities import Identities, Verdict
 from mapek.sensors.identity_claims import Address
-from mapek.sensors.mesh_filter_rows import Counts, Rows
+from mapek.sensors.mesh_filter_rows import Rows
 from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
+from mapek.sensors.top_rows import Counts
 
 UNKNOWN: Final = 0
 AT_ONCE: Final = 32

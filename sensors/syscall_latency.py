@@ -73,7 +73,8 @@ def schema_of(syscalls: Sequence[str]) -> Schema:
             for one in labels
         ),
         histograms=tuple(
-            Metric("duration", "seconds", "Time from entry to return.", BOUNDS_S, one) for one in labels
+            Metric("duration", "seconds", "Time from entry to return.", BOUNDS_S, one, "spent")
+            for one in labels
         ),
     )
 

@@ -29,8 +29,9 @@ def encode_schema(schema: Schema) -> str:
     for kind in ("counters", "gauges", "histograms"):
         for metric in plain[kind]:
             metric["bounds"] = [_from_float(bound) for bound in metric["bounds"]]
-            if not metric["labels"]:
-                del metric["labels"]
+            for later in ("labels", "sum"):
+                if not metric[later]:
+                    del metric[later]
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -150,10 +151,11 @@ def _entity(value: object) -> Entity:
 
 
 def _metric(value: object) -> Metric:
-    plain = _table(value, ("name", "unit", "help", "bounds"), may=("labels",))
+    plain = _table(value, ("name", "unit", "help", "bounds"), may=("labels", "sum"))
     bounds = tuple(_to_float(one) for one in _list(plain["bounds"], COLUMNS))
     labels = tuple(_pair(one) for one in _list(plain.get("labels", []), COLUMNS))
-    return Metric(_text(plain["name"]), _text(plain["unit"]), _text(plain["help"]), bounds, labels)
+    total = _text(plain.get("sum", ""))
+    return Metric(_text(plain["name"]), _text(plain["unit"]), _text(plain["help"]), bounds, labels, total)
 
 
 def _pair(value: object) -> tuple[str, str]:

@@ -42,7 +42,8 @@ class TrialResult:
 
     `outage_ms`, `lost_percent` and `changes` are of the worse direction, `rescued` says that both
     directions flowed on while the fault still stood. `stall_ms` is the machine's longest stall around the
-    outage.
+    outage. `carriers` are the wires that each direction took when the fault began: a node whose own traffic
+    took another one has seen the fault and had nothing to move.
     """
 
     fault: str
@@ -55,6 +56,7 @@ class TrialResult:
     directions: tuple[FlowWindow, FlowWindow]
     stall_ms: float
     stages: tuple[Stages, ...] = ()
+    carriers: tuple[str | None, str | None] = (None, None)
     events: tuple[AgentEvent, ...] = field(default=(), repr=False)
 
     @property
@@ -140,6 +142,7 @@ async def run_trial(
         windows,
         stall,
         stages_of(inside),
+        used,
         tuple(events),
     )
 

@@ -59,10 +59,23 @@ def of_frame(sensor: str, frame: Frame) -> Iterator[Metric]:
         if name not in histograms:
             labels = [label, *(key for key, _ in metric.labels)]
             histograms[name] = HistogramMetricFamily(name, _help(metric, sensor), labels=labels)
+        total, scale = _sum_of(metric, frame.schema.counters)
         for entity, row in rows.items():
             told = {label: entity, **dict(metric.labels)}
-            _add(histograms[name], told, metric.bounds, [int(count) for count in counts[row]], None)
+            added = None if total is None else int(frame.counters[row, total]) * scale
+            _add(histograms[name], told, metric.bounds, [int(count) for count in counts[row]], added)
     yield from histograms.values()
+
+
+def _sum_of(histogram: Column, counters: Sequence[Column]) -> tuple[int | None, float]:
+    """Which of `counters` has the histogram's sum, and what makes its unit the histogram's; None where none has."""
+    for column, one in enumerate(counters):
+        if histogram.sum and (one.name, one.labels) == (histogram.sum, histogram.labels):
+            if one.unit == histogram.unit:
+                return column, 1.0
+            if (one.unit, histogram.unit) == ("nanoseconds", "seconds"):
+                return column, 1e-9
+    return None, 1.0
 
 
 def of_tally(tally: Tally) -> Iterator[Metric]:
@@ -114,7 +127,7 @@ def _add(
         buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), seen))
     family.add_metric([labels.get(name, "") for name in family._labelnames], buckets, total)
     if total is None:
-        # Kernels count buckets, not sums. Without a sum the library leaves the count out too.
+        # Some programs of the kernel count buckets, not sums. Without a sum the library leaves the count out too.
         family.add_sample(f"{family.name}_count", dict(labels), seen)
 
 

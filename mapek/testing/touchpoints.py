@@ -104,6 +104,11 @@ async def _use(touchpoint: Touchpoint, topology: Topology, step: Step | None) ->
     for frame in (first, second):
         if frame is not None:
             assert schema is not None, f"{name} has frames but no schema"
+            for metric in frame.schema.histograms:
+                added = [(one.name, one.labels) for one in frame.schema.counters]
+                assert not metric.sum or (metric.sum, metric.labels) in added, (
+                    f"{metric.name} of {name} has its sum in {metric.sum!r}, which is no counter of the same labels"
+                )
             # a schema may grow with what the sensor finds, and then says so
             assert frame.schema in (schema, touchpoint.schema()), (
                 f"a frame of {name} has another schema than it says"

@@ -15,10 +15,12 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from mapek.errors import ConfigError, DegradedError
-from mapek.knowledge import Topology
+from mapek.knowledge import Path, Peer, Topology
 from mapek.model import Step
 from mapek.sensors.identities import ALLOW, DENY, Entry, Identities
+from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.mesh_filter import MeshFilter, step
+from mapek.sensors.probe_port import ProbePort
 from tests.netns.sensors.neighbour import Node
 from tests.netns.sensors.wires import Space, run
 from tests.support.machine import patience
@@ -321,6 +323,33 @@ async def test_unknown_can_be_denied(far):
         assert 20 <= table(touchpoint)["unknown"]["drops"] <= 30
         await touchpoint.act(step("release", "unknown"))
         assert far.send({"10.7.0.4": 5}) == {"10.7.0.4": 5}
+    finally:
+        await node.close(touchpoint)
+
+
+@pytest.mark.parametrize("port", [PORT, 862])
+async def test_the_port_of_link_watch_is_spared_and_no_other(far, port):
+    peer = Path("b", "l0", ip_address("10.7.0.9"), ip_address(OURS[4]), 0)
+    node = Node(Topology("a", [], [Peer("b", (), (), (peer,), bytes(range(32)))]))
+    watch = LinkWatch({"port": port, "interval_ms": 1000, "pin": "no"})
+    touchpoint = MeshFilter({"interfaces": ["l0"], "unknown": "deny"})
+    try:
+        await watch.open(node.surroundings)
+        await touchpoint.open(node.surroundings)
+        sent = {"10.7.0.1": 10, "fd07::1": 10}
+        assert far.send(sent) == (sent if port == PORT else {})
+        assert table(touchpoint)["unknown"]["drops"] >= (0 if port == PORT else 20)
+    finally:
+        await node.close(touchpoint, watch)
+
+
+async def test_probes_are_spared_only_while_that_is_wanted(far):
+    node = node_of_its_own()
+    node.surroundings.shared(ProbePort).say(PORT)
+    touchpoint = MeshFilter({"interfaces": ["l0"], "unknown": "deny", "spare_probes": False})
+    try:
+        await touchpoint.open(node.surroundings)
+        assert far.send({"10.7.0.1": 10}) == {}
     finally:
         await node.close(touchpoint)
 

@@ -11,16 +11,19 @@ import random
 import resource
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
 from mapek.bpf import ObjectSpec, helpers, object_path
+from mapek.bpf.anatomy import take_apart
 from mapek.bpf.elf import parse as parse_elf
 from mapek.bpf.explain import explain
 from mapek.bpf.rules import HELPERS
 from mapek.bpf.validate import validate
 from mapek.bpf.words import dot, report, text
 from mapek.errors import MapekError
+from tests.support.raw_calls import raw_helper_calls
 
 COUNT = int(os.environ.get("MAPEK_FUZZ", "5000"))
 # The larger cost up to 50 ms a time and have no form that these lack.
@@ -100,12 +103,11 @@ def judge(data: bytes) -> str:
         return "anatomy"
     if not found.ok:
         return "refused"
+    called = raw_helper_calls(data)
     for program in spec.programs.values():
         for function in found.anatomy.reach(program.name):
-            for one in function.code:
-                # By the raw bits and not by what validate looks at.
-                if one.code in (0x85, 0x8D) and one.src == 0:
-                    assert helpers.name(one.imm) in HELPERS[program.type]
+            names = {helpers.name(number) for number in called[function.name]}
+            assert names <= HELPERS[program.type], (program.name, function.name)
     return "valid"
 
 
@@ -128,3 +130,11 @@ def test_mutants():
     assert most - before < MEMORY_KIB
     # Else the mutations are too harsh or too mild to try every step.
     assert all(ends.get(end, 0) > COUNT // 200 for end in ("parse", "anatomy", "refused", "valid")), ends
+
+
+@pytest.mark.parametrize("path", sorted(object_path("empty").parent.glob("*.o")), ids=lambda path: path.name)
+def test_the_reader_that_judges_them_reads_the_same_calls(path: Path):
+    data = path.read_bytes()
+    functions = take_apart(ObjectSpec.parse(data, path.name)).functions
+    ours = {name: {number for _, number in one.helpers()} for name, one in functions.items()}
+    assert raw_helper_calls(data) == ours

@@ -114,7 +114,7 @@ def test_what_is_remembered_for_undoing_is_bounded():
         ({"rows": 0}, "rows"),
         ({"max_identities": 0}, "max_identities"),
         ({"max_addresses": 10**7}, "max_addresses"),
-        ({"probe_port": 65536}, "probe_port"),
+        ({"spare_probes": 862}, "spare_probes"),
         ({"observe": 1}, "observe"),
         ({"identities": 5}, "identities"),
     ],

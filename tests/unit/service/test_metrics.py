@@ -6,12 +6,14 @@ import math
 import re
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from mapek.model import Entity, Frame
+from mapek.model import Entity, Frame, Schema
+from mapek.model import Metric as Metric_
 from mapek.service.collector import LoopCollector, exposition
 from mapek.service.families import metric_name
 from mapek.tally import BOUNDS
@@ -56,6 +58,62 @@ async def test_a_histogram_is_cumulative(view: View) -> None:
     assert buckets == {"0.001": 5, "0.01": 8, "+Inf": 9}
     assert _value(family, "_count", path="b/l0") == 9
     assert not [s for s in family.samples if s.name.endswith("_sum")]  # the kernel does not count it
+
+
+def _timed(unit: str, total: str, labels: tuple[tuple[str, str], ...] = ()) -> Frame:
+    schema = Schema(
+        "calls",
+        "service",
+        counters=(
+            Metric_("spent", unit, labels=(("call", "read"),)),
+            Metric_("spent", unit, labels=(("call", "write"),)),
+        ),
+        histograms=(
+            Metric_("duration", "seconds", bounds=(0.001,), labels=(("call", "read"),), sum=total),
+            Metric_("duration", "seconds", bounds=(0.001,), labels=labels or (("call", "write"),), sum=total),
+        ),
+    )
+    return Frame(
+        1,
+        schema,
+        (Entity("service", "a"),),
+        np.array([[2**63, 1_500_000_000]], np.uint64),
+        np.zeros((1, 0)),
+        np.ones(1, np.bool_),
+        (np.array([[2, 1]], np.uint64), np.array([[0, 3]], np.uint64)),
+    )
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("nanoseconds", 1e-9), ("seconds", 1.0)])
+async def test_a_histogram_has_the_sum_that_the_kernel_counted_in_its_own_unit(
+    unit: str, scale: float
+) -> None:
+    family = (await _families(View({"calls": Sensor(frame=_timed(unit, "spent"))})))[
+        "mapek_calls_duration_seconds"
+    ]
+    assert family.type == "histogram"
+    for call, total, count in (("read", 2**63, 3), ("write", 1_500_000_000, 3)):
+        assert math.isclose(_value(family, "_sum", service="a", call=call), total * scale)
+        assert _value(family, "_count", service="a", call=call) == count
+        assert _value(family, "_bucket", service="a", call=call, le="+Inf") == count
+
+
+@pytest.mark.parametrize(
+    ("unit", "total", "labels"),
+    [
+        ("", "spent", ()),
+        ("nanoseconds", "", ()),
+        ("nanoseconds", "lost", ()),
+        ("seconds", "spent", (("call", "x"),)),
+    ],
+)
+async def test_a_sum_that_cannot_be_told_is_left_out(unit, total, labels) -> None:
+    view = View({"calls": Sensor(frame=_timed(unit, total, labels))})
+    family = (await _families(view))["mapek_calls_duration_seconds"]
+    call = dict(labels or [("call", "write")])["call"]
+    assert [s.name for s in family.samples if s.labels["call"] == call and "le" not in s.labels] == [
+        "mapek_calls_duration_seconds_count"
+    ]
 
 
 async def test_the_loop_about_itself(view: View) -> None:

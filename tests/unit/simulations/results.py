@@ -43,7 +43,7 @@ def trial(fault: Fault, number: int, outage_ms: float, *, family: Family = 4, lo
     directions = window("a>b", outage_ms, lost, start=start), window("b>a", outage_ms / 2, start=start)
     return TrialResult(
         fault.name, number, family, "l0", start, start + 300 * MS, outage_ms < 100, directions, 0.0,
-        stages_of(events), tuple(events),
+        stages_of(events), ("l0", "l0"), tuple(events),
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ SCHEMA = Schema(
     "path",
     (Metric("sent_total", "probes", "Probes.", labels=(("family", "ipv4"),)),),
     (Metric("age", "seconds"),),
-    (Metric("rtt", "seconds", bounds=(0.001, float("inf"))),),
+    (Metric("rtt", "seconds", bounds=(0.001, float("inf")), sum="sent"),),
 )
 TOPOLOGY = Topology(
     "a",
