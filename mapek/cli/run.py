@@ -36,7 +36,7 @@ def _run(arguments: argparse.Namespace) -> int:
     import os
     from importlib import import_module
 
-    from mapek.bpf import capabilities
+    from mapek.bpf import capabilities, rules
 
     # Frames are small: its threads would only cost memory. Who wants them all the same has them without privileges.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -48,6 +48,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from mapek.service.notify import Notifier
 
     config = load_config(arguments.config)
+    if config.rules is not None:
+        rules.enforce(rules.read(config.rules))
     notifier = Notifier(os.environ)
     sys.setswitchinterval(SWITCH_S)
     log = Log()

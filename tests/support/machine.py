@@ -191,6 +191,11 @@ FEATURES: dict[str, Feature] = {
         "the memory cgroup v1 is not mounted",
         strict=False,
     ),
+    "openssl": Feature(
+        lambda: shutil.which("openssl") is not None,
+        "openssl is missing; apt-get install openssl",
+        strict=False,
+    ),
     "systemd_analyze": Feature(
         lambda: shutil.which("systemd-analyze") is not None,
         "systemd-analyze is missing; apt-get install systemd",
