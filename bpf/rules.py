@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mapek.bpf import helpers
+from mapek.bpf import helpers, signatures
 from mapek.bpf.elf import ByteOrder
 from mapek.bpf.names import PROGRAM_TYPES
 from mapek.errors import ConfigError
@@ -63,6 +63,8 @@ class Rules:
         maps, map_bytes: how many maps, and how much memory all of them may take with `cpus` CPUs.
         slots: the length of a program with all that it calls, in eight-byte instructions.
         sha256: digests of objects that may be loaded, lower case hex; None: any.
+        keys: Ed25519 public keys, 32 bytes each, one of which must have signed the object; (): it need not be signed.
+        signatures: folder of the signatures, each called as its object with ".sig" behind; None: beside the object.
         byteorder: of the machine it is for.
     """
 
@@ -74,16 +76,41 @@ class Rules:
     slots: int = MAX_WALKED
     sha256: Collection[str] | None = None
     byteorder: ByteOrder = sys.byteorder
+    keys: tuple[bytes, ...] = ()
+    signatures: Path | None = None
+
+
+@dataclass(slots=True)
+class _Force:
+    rules: Rules = field(default_factory=Rules)
+    changes: int = 0
+
+
+_force: Final = _Force()
+
+
+def enforce(rules: Rules) -> None:
+    """From now on nothing is loaded in this process that `rules` refuse: a decision of the process, not of a library.
+
+    `mapek run` calls it for `[bpf] rules`.
+    """
+    _force.rules, _force.changes = rules, _force.changes + 1
+
+
+def in_force() -> tuple[Rules, int]:
+    """The rules by which this process loads, and how often they have changed."""
+    return _force.rules, _force.changes
 
 
 def read(path: str | Path) -> Rules:
     """Rules from a TOML file; what it does not say is as in `Rules()`. Raises ConfigError.
 
-    Keys: `kfuncs` (names), `maps`, `map_mib`, `instructions`, `sha256` (digests) and the table `[helpers]` with a list
-    of names for each program type that is allowed, where "default" stands for ours.
+    Keys: `kfuncs` (names), `maps`, `map_mib`, `instructions`, `sha256` (digests), `keys` (Ed25519 public keys, or files
+    of one), `signatures` (a folder) and the table `[helpers]` with a list of names for each program type that is
+    allowed, where "default" stands for ours. Relative paths start from the folder of the file.
     """
     table = _table(path)
-    known = {"kfuncs", "maps", "map_mib", "instructions", "sha256", "helpers"}
+    known = {"kfuncs", "maps", "map_mib", "instructions", "sha256", "keys", "signatures", "helpers"}
     if odd := sorted(table.keys() - known):
         raise _bad(path, f"unknown key {odd[0]!r}", f"use {', '.join(sorted(known))}")
     base = Rules()
@@ -94,6 +121,8 @@ def read(path: str | Path) -> Rules:
         _number(path, table, "map_mib", base.map_bytes >> 20) << 20,
         slots=_number(path, table, "instructions", base.slots),
         sha256=digests(path, _names(path, "sha256", table["sha256"])) if "sha256" in table else None,
+        keys=_keys(path, table["keys"]) if "keys" in table else (),
+        signatures=_folder(path, table["signatures"]) if "signatures" in table else None,
     )
 
 
@@ -109,6 +138,24 @@ def digests(path: str | Path, words: Collection[str]) -> frozenset[str]:
     if odd := sorted(word for word in found if not re.fullmatch("[0-9a-f]{64}", word)):
         raise _bad(path, f"{odd[0][:80]!r} is no SHA-256", "write 64 hexadecimal digits, as sha256sum does")
     return found
+
+
+def _keys(path: str | Path, given: object) -> tuple[bytes, ...]:
+    found = []
+    for word in _names(path, "keys", given):
+        try:
+            found.append(signatures.parse_key(word, str(path)))
+        except ConfigError:
+            found.append(signatures.read_key(Path(path).parent / word))
+    if not found:
+        raise _bad(path, "keys is empty, so nothing could be loaded", "name a key, or leave it out")
+    return tuple(found)
+
+
+def _folder(path: str | Path, given: object) -> Path:
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise _bad(path, "signatures is no path", 'write signatures = "/etc/mapek/signatures"')
+    return Path(path).parent / given
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -7,14 +7,16 @@ about what an operator wants: which helpers, how much memory, whose object. What
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Literal
 
-from mapek.bpf import btf, helpers
+from mapek.bpf import btf, helpers, signatures
 from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function, take_apart
 from mapek.bpf.instructions import unknown
-from mapek.bpf.rules import Rules
+from mapek.bpf.rules import Rules, in_force
 from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from mapek.errors import ObjectError
 
@@ -80,14 +82,19 @@ class Report:
         return ObjectError("validate", self.path, f"{one.place}: {one.why}{more}", one.do)
 
 
-def validate(spec: ObjectSpec, rules: Rules | None = None) -> Report:
-    """Judge a parsed object. Raises ObjectError only where its code cannot even be taken apart."""
+def validate(spec: ObjectSpec, rules: Rules | None = None, signature: str | Path | None = None) -> Report:
+    """Judge a parsed object. Raises ObjectError only where its code cannot even be taken apart.
+
+    With `rules.keys` its signature is looked for in the file `signature`, or where the rules say that they lie;
+    raises FeatureError where the package that checks them is missing.
+    """
     rules = rules or Rules()
     anatomy = take_apart(spec)
     sizes = {name: _size(anatomy, name) for name in spec.programs}
     digest = hashlib.sha256(spec.raw).hexdigest()
     findings = [
         *_origin(spec, rules, digest),
+        *_signature(spec, rules, signature),
         *_license(spec, anatomy),
         *_programs(spec, rules),
         *(found for one in spec.programs.values() for found in _calls(one, anatomy, rules)),
@@ -100,28 +107,36 @@ def validate(spec: ObjectSpec, rules: Rules | None = None) -> Report:
     return Report(spec.path, digest, spec.license, spec.byteorder, sizes, taken, tuple(findings), anatomy)
 
 
-_verdicts: dict[bytes, ObjectError | None] = {}
+_verdicts: dict[tuple[bytes, int], ObjectError | None] = {}
+_signed: set[tuple[bytes, int]] = set()
 
 
 def refuse(spec: ObjectSpec, max_entries: Mapping[str, int], without: Collection[str]) -> None:
-    """What `load` asks: raises ObjectError for an object that `validate` refuses by the default rules.
+    """What `load` asks: raises ObjectError for an object that `validate` refuses by the rules in force.
 
     Args:
         max_entries: sizes of maps, by name, that differ from those of the object.
         without: maps that will not be made.
 
-    The verdict on the code is kept: an object is often loaded once for each interface.
+    The verdict on the code is kept: an object is often loaded once for each interface. That a signature is missing is
+    not, for it may come. Raises FeatureError where signatures are wanted and cannot be checked.
     """
-    key = hashlib.sha256(spec.raw).digest()
+    rules, changes = in_force()
+    key = hashlib.sha256(spec.raw).digest(), changes
+    if len(_verdicts) >= 64:
+        _verdicts.clear()
+        _signed.clear()
+    if rules.keys and key not in _signed:
+        for found in _signature(spec, rules):
+            raise ObjectError("load", spec.path, found.why, found.do)
+        _signed.add(key)
     if key not in _verdicts:
-        if len(_verdicts) >= 64:
-            _verdicts.clear()
         # The maps are judged below, by the sizes that they will have.
-        report = validate(spec, Rules(map_bytes=1 << 60))
+        report = validate(spec, replace(rules, map_bytes=1 << 60, maps=1 << 30, keys=()))
         _verdicts[key] = report.error()
     if (error := _verdicts[key]) is not None:
         raise ObjectError(error.tried, spec.path, error.why, error.do)
-    for found in check_maps(spec, Rules(), max_entries, without):
+    for found in check_maps(spec, rules, max_entries, without):
         raise ObjectError("load", spec.path, found.why, found.do)
 
 
@@ -148,6 +163,23 @@ def _origin(spec: ObjectSpec, rules: Rules, digest: str) -> Iterator[Finding]:
     if spec.byteorder != rules.byteorder:
         why = f"it is {spec.byteorder}-endian, the machine {rules.byteorder}"
         yield Finding("refuse", "object", why, "take the object built for the other byte order")
+
+
+def _signature(spec: ObjectSpec, rules: Rules, given: str | Path | None = None) -> Iterator[Finding]:
+    if not rules.keys:
+        return
+    folder, name = os.path.split(spec.path)
+    path = given or (rules.signatures or Path(folder)) / (name + signatures.SUFFIX)
+    try:
+        # Over the very bytes that are handed to the kernel, whatever the file holds by now.
+        if signatures.signed_by(spec.raw, signatures.read_signature(path), rules.keys) is not None:
+            return
+    except ObjectError as error:
+        yield Finding("refuse", "object", f"it has no signature: {error.on}: {error.why}", error.do)
+    else:
+        whose = "that key" if len(rules.keys) == 1 else f"any of {len(rules.keys)} keys"
+        why = f"the signature {path} is not one of it by {whose}"
+        yield Finding("refuse", "object", why, "have it signed by who may, or allow their key")
 
 
 def _license(spec: ObjectSpec, anatomy: Anatomy) -> Iterator[Finding]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from mapek.clock import RealClock
+from mapek.contracts import Touchpoint
 from mapek.knowledge import Knowledge
 from mapek.knowledge.journal import OpenPlan, boot_id, open_journal
 from mapek.loop import Loop, Tap
@@ -25,20 +26,20 @@ imports hold the loop up for as long."""
 
 
 @asynccontextmanager
-async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop]:
+async def build(
+    config: Config, *, tap: Tap | None = None, begin_thread: Callable[[], None] = lambda: None
+) -> AsyncIterator[Loop]:
     """The loop of `config`, opened; leaving closes it and detaches everything but pinned reflectors.
 
-    What failed to open is in `Loop.failed_at_start` and is being retried.
+    What failed to open is in `Loop.failed_at_start` and is being retried. `begin_thread` is the first that the
+    journal's thread does, which needs no privilege but the one to write to its folder.
 
     Raises:
         ConfigError: an option of a plugin. PluginError: a plugin that cannot be found or imported.
         MapekError: the journal cannot be opened.
     """
     directory = config.plugin_directory
-    touchpoints = [
-        *create_all(SENSORS, config.sensors, directory).values(),
-        *create_all(ACTIONS, config.actions, directory).values(),
-    ]
+    touchpoints = make_touchpoints(config)
     analyzers = create_all(ANALYZERS, config.analyzers, directory).values()
     policies = create_all(POLICIES, config.policies, directory).values()
     boot = boot_id()
@@ -51,7 +52,7 @@ async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop
     tally = Tally()
     clock = RealClock(lambda late_ns: tally.observe("timer_lateness_seconds", None, late_ns / 1e9))
     try:
-        journal = await open_journal(config.node.state_dir, boot)
+        journal = await open_journal(config.node.state_dir, boot, begin=begin_thread)
         try:
             async with Loop(
                 knowledge, clock, touchpoints, analyzers, policies, journal=journal, tap=tap, tally=tally
@@ -63,6 +64,14 @@ async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop
             await journal.close(clock.now_ns())
     finally:
         clock.close()
+
+
+def make_touchpoints(config: Config) -> list[Touchpoint]:
+    """New touchpoints of `config`, none of them open. Raises ConfigError and PluginError as `build`."""
+    return [
+        *create_all(SENSORS, config.sensors, config.plugin_directory).values(),
+        *create_all(ACTIONS, config.actions, config.plugin_directory).values(),
+    ]
 
 
 def _read_back(open_plan: OpenPlan, knowledge: Knowledge) -> tuple[bool, str]:

@@ -59,11 +59,13 @@ class Variant:
         name: as its option and its status call it ("tp_btf").
         needs: capabilities ("CAP_BPF") and features of `mapek.bpf.features` ("ringbuf"), all of them.
         gives: what is better with it than with the next one, for people.
+        keeps: those of its capabilities without which it cannot go on once it is open; None: all of them.
     """
 
     name: str
     needs: tuple[str, ...] = ()
     gives: str = ""
+    keeps: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,19 @@ class Touchpoint:
 
     async def close(self) -> None:
         """Undo `open`, however far it came."""
+
+    def capabilities(self, opened: bool) -> frozenset[str]:
+        """The capabilities that it may need from now on: to be opened, or, once `opened`, to go on.
+
+        A process lets go of what none of its touchpoints names. By default what its `variants` say, of the one that
+        is wanted if there is one.
+        """
+        ways = [one for one in self.variants if one.name == self.wanted_variant] or self.variants
+        found: set[str] = set()
+        for one in ways:
+            kept = one.needs if not opened or one.keeps is None else one.keeps
+            found.update(need for need in kept if need.startswith("CAP_"))
+        return frozenset(found)
 
     def schema(self) -> Schema | None:
         """The columns of this sensor's frames; None if it has none."""

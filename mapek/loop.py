@@ -129,6 +129,8 @@ class Loop:
         self._node = Entity("node", knowledge.topology.node)
         self._replay = replay
         self._tick: Timer | None = None
+        self.ticked_ns = 0
+        """When a tick last went through all phases, by the loop's clock; 0 before the first. One comes each second."""
         self.failed_at_start: dict[str, MapekError] = {}
 
     async def __aenter__(self) -> Self:
@@ -199,6 +201,8 @@ class Loop:
             for plan in self._planner.volunteered(item):
                 self._begin(plan)
             self.monitor.heard(item)
+            if item.kind == "tick":
+                self.ticked_ns = now_ns
 
     def _take(self, frame: Frame) -> bool:
         self.knowledge.take(frame)

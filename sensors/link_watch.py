@@ -183,6 +183,11 @@ class LinkWatch(Touchpoint):
         if not self._kernel.timers:
             self._look()
 
+    def capabilities(self, opened: bool) -> frozenset[str]:
+        """Besides those of its variants CAP_SYS_NICE until the thread that sends runs: it takes the loop's priority."""
+        nice = frozenset[str]() if self._prober.probing else frozenset(("CAP_SYS_NICE",))
+        return super().capabilities(opened) | nice
+
     async def _attach(self, interface: str) -> None:
         """Attach to one interface, or note why it cannot be now."""
         assert self._around is not None

@@ -91,10 +91,12 @@ class NetEvents(Touchpoint):
             "tp_btf",
             ("CAP_BPF", "CAP_PERFMON", "btf", "ringbuf", "mmapable_array"),
             "knows the network namespace, the addresses of what is dropped, and interfaces",
+            keeps=("CAP_BPF",),
         ),
         Variant(
             "tracepoint",
             ("CAP_BPF", "CAP_PERFMON", "CAP_DAC_READ_SEARCH", "ringbuf", "mmapable_array", "tracefs"),
+            keeps=("CAP_BPF",),
         ),
     )
 

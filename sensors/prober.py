@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Final
 
+from mapek.bpf import capabilities
 from mapek.clock import TimerFd
-from mapek.errors import DegradedError
+from mapek.errors import DegradedError, PrivilegeError
 from mapek.knowledge.topology import Address
 from mapek.sensors.link_watch_layout import PORT
 from mapek.sensors.stamp import plain_template, template
@@ -178,6 +179,11 @@ class Prober:
         with self._lock:
             return sum(batch.send(fd, self.failed) for fd, batch in batches)
 
+    @property
+    def probing(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None
+
     def keep_probing(self, targets: Sequence[Target]) -> None:
         """Probe these from now on, instead of those before."""
         steady = self.prepare(targets)
@@ -201,6 +207,9 @@ class Prober:
             # below the loop's: a burst that confirms is more urgent than the next steady probe
             with suppress(OSError):
                 os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
+        # Sending needs none, and nobody can take them from this thread later.
+        with suppress(PrivilegeError):
+            capabilities.hold_none()
         lock, failed = self._lock, self.failed
         while True:
             timer.read()

@@ -121,6 +121,12 @@ class Psi(Touchpoint):
         for trigger in self._triggers:
             await self._arm(trigger)
 
+    def capabilities(self, opened: bool) -> frozenset[str]:
+        """CAP_SYS_RESOURCE as long as a trigger that needs it may have to be set: one of a cgroup is set again when
+        that is back."""
+        needed = any(one.is_privileged() for one in self._triggers if not opened or one.group != ROOT)
+        return frozenset(("CAP_SYS_RESOURCE",) if needed else ())
+
     def _open_group(self, name: str) -> bool:
         group = Group(name, self._mount)
         try:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from mapek.bpf.features import kernel_version
 from mapek.errors import AttachError, FeatureError, MapekError, PrivilegeError
 
 ROOT: Final = "/"
@@ -130,6 +131,10 @@ class Trigger:
 
     def __str__(self) -> str:
         return f"{self.resource} {self.share} {self.threshold_us} {self.window_us} of {self.group}"
+
+    def is_privileged(self) -> bool:
+        """Whether this kernel wants CAP_SYS_RESOURCE for it."""
+        return kernel_version() < (6, 4) or self.window_us % 2_000_000 != 0
 
 
 @dataclass(slots=True)

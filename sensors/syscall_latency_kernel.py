@@ -38,14 +38,22 @@ LATENCY_ITEMS: Final = FIRST_BUCKET + BUCKETS
 """Of `struct latency`, all u64: the sum in ns, the errors, the buckets."""
 
 _BPF: Final = ("CAP_BPF", "CAP_PERFMON")
+# Attached once. Before 5.19 a map's reader needs CAP_BPF too, where unprivileged_bpf_disabled is set.
+_KEEPS: Final = ("CAP_BPF",)
 VARIANTS: Final = (
-    Variant("tp_btf", (*_BPF, "btf", "tp_btf"), "the cheapest: registers are read without a helper"),
+    Variant("tp_btf", (*_BPF, "btf", "tp_btf"), "the cheapest: registers are read without a helper", _KEEPS),
     Variant(
-        "raw_tp", (*_BPF, "raw_tp"), "no BTF is needed; other calls than the watched cost less than by kprobe"
+        "raw_tp",
+        (*_BPF, "raw_tp"),
+        "no BTF is needed; other calls than the watched cost less than by kprobe",
+        _KEEPS,
     ),
-    Variant("kprobe", (*_BPF, "kprobe"), "calls that are not watched cost nothing"),
+    Variant("kprobe", (*_BPF, "kprobe"), "calls that are not watched cost nothing", _KEEPS),
     Variant(
-        "task_storage", (*_BPF, "btf", "tp_btf", "task_storage"), "no call is ever lost for want of a slot"
+        "task_storage",
+        (*_BPF, "btf", "tp_btf", "task_storage"),
+        "no call is ever lost for want of a slot",
+        _KEEPS,
     ),
 )
 _U32: Final = struct.Struct("=I")

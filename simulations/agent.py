@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Literal
@@ -104,10 +104,18 @@ def key_name(one: str, other: str) -> str:
 
 
 class AgentProcess:
-    """One agent; `events` holds what it has said, oldest first."""
+    """One agent; `events` holds what it has said, oldest first. `prefix` is a command that runs it in its own way."""
 
-    def __init__(self, node: Node, listener: Callable[[AgentEvent], None] | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        listener: Callable[[AgentEvent], None] | None = None,
+        *,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.node = node
+        self._prefix, self._environment = prefix, environment
         self.events: deque[AgentEvent] = deque(maxlen=_KEEP)
         self.unreadable = 0
         self.ill: set[tuple[str, str]] = set()
@@ -138,8 +146,8 @@ class AgentProcess:
             (folder / "mapek-keys" / name).write_text(key + "\n")
         (folder / "mapek").mkdir(mode=0o700, exist_ok=True)
         (folder / "mapek.toml").write_text(toml)
-        command = [sys.executable, "-m", "mapek", "run", "-c", "/run/mapek.toml", "--json"]
-        self._process = await self.node.namespace.start(command)
+        command = [*self._prefix, sys.executable, "-m", "mapek", "run", "-c", "/run/mapek.toml", "--json"]
+        self._process = await self.node.namespace.start(command, environment=self._environment)
         self._readers = [asyncio.create_task(self._read_events()), asyncio.create_task(self._read_words())]
         ready, ended = asyncio.create_task(self._ready.wait()), asyncio.create_task(self._process.wait())
         await asyncio.wait((ready, ended), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -11,7 +11,11 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
+
+from mapek.bpf.capabilities import hold_none
+from mapek.errors import PrivilegeError
 
 _DELAY_S: Final = 0.005
 _QUEUE: Final = 256
@@ -69,6 +73,8 @@ class Lines:
         self._lost = 0
 
     def _write(self) -> None:
+        with suppress(PrivilegeError):
+            hold_none()
         while (data := self._queue.get()) is not None:
             view = memoryview(data)
             while view and not self._gone:

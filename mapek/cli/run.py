@@ -1,7 +1,7 @@
 """`mapek run`: the loop of one node, until SIGTERM, SIGHUP or Ctrl-C.
 
-Only here are signals handled, priorities set and lines printed: the library does none of it. A second signal
-ends the process at once.
+Only here are signals handled, priorities set, privileges given up and lines printed: the library does none of it.
+A second signal ends the process at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mapek.config import Config
     from mapek.loop import Loop
     from mapek.service import Service
+    from mapek.service.notify import Notifier
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,34 +33,48 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     import asyncio
     import logging
+    import os
+    from importlib import import_module
 
+    from mapek.bpf import capabilities, rules
+
+    # Frames are small: its threads would only cost memory. Who wants them all the same has them without privileges.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    capabilities.without_any(lambda: import_module("numpy"))
     from mapek.assembly import SWITCH_S
     from mapek.cli.logs import Log
     from mapek.cli.signals import until_signal
     from mapek.config import load_config
+    from mapek.service.notify import Notifier
 
     config = load_config(arguments.config)
+    if config.rules is not None:
+        rules.enforce(rules.read(config.rules))
+    notifier = Notifier(os.environ)
     sys.setswitchinterval(SWITCH_S)
     log = Log()
     logging.basicConfig(level=logging.WARNING, handlers=[log])
     try:
         wait = arguments.wait or config.loop.wait
-        return asyncio.run(until_signal(_work(config, log, arguments.json, wait)))
+        return asyncio.run(until_signal(_work(config, log, notifier, arguments.json, wait)))
     finally:
+        notifier.close()
         log.say_held()
 
 
-async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
+async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wait: bool) -> int:
     import asyncio
     import time
     from contextlib import AsyncExitStack
 
-    from mapek.assembly import build
+    from mapek.assembly import build, make_touchpoints
+    from mapek.bpf import capabilities
     from mapek.cli import realtime, say
     from mapek.cli.output import Lines
     from mapek.cli.printing import Published, Records, human_line, json_line
     from mapek.model import Suspicion
     from mapek.service import serve, view_of
+    from mapek.service.privileges import Privileges, for_files
 
     began_ns = time.monotonic_ns()
     records = Records()
@@ -70,6 +85,9 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
     def dropped(count: int) -> str:
         return line({"type": "dropped", "time_ns": time.monotonic_ns(), "count": count})
 
+    capabilities.no_new_privileges()
+    privileges, files = Privileges(), for_files(config.node.state_dir, config.record)
+    privileges.before(make_touchpoints(config), realtime.CAPABILITIES | files)
     async with AsyncExitStack() as life:
         lines = Lines(sys.stdout.fileno(), dropped)
         life.callback(lines.close)
@@ -87,12 +105,15 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
                 put(record)
 
         level = realtime.enable(config.loop.realtime)
+        locked = realtime.still_needed(level)
         tap = None
         if config.record is not None:
             from mapek.cli.recorded import recorder
 
             tap = (await life.enter_async_context(recorder(config, config.record))).tap
-        async with build(config, tap=tap) as loop:
+        async with build(
+            config, tap=tap, begin_thread=lambda: capabilities.hold_only(files | locked)
+        ) as loop:
             log.say_held([str(error) for error in loop.failed_at_start.values()])
             for error in loop.failed_at_start.values():
                 say(error)
@@ -100,9 +121,17 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
                 return 1
             records.learn(loop.knowledge.facts)
             life.callback(loop.subscribe(tell))
-            async with serve(view_of(loop), config.service, node=config.node.name) as service:
+            privileges.after(loop, locked | files)
+            life.callback(privileges.stop)
+            async with serve(
+                view_of(loop), config.service, node=config.node.name, privileges=privileges
+            ) as service:
                 put(_ready(config, loop, service, level))
-                await asyncio.get_running_loop().create_future()
+                notifier.ready(loop)
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    notifier.stopping()
     return 0
 
 

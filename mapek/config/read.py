@@ -70,14 +70,14 @@ def parse_config(text: str, file: str | os.PathLike[str] = "mapek.toml") -> Conf
     node = NodeConfig(name, _path(node_table, "state_dir"))
     loop = _loop(loop_table)
     topology = Topology(name, own, peers.peers(top, name, own))
-    plugin_table, record_table = _table(top, "plugins"), _table(top, "record")
+    plugin_table, record_table, bpf_table = (_table(top, name) for name in ("plugins", "record", "bpf"))
     plugin_directory = _path(plugin_table, "directory")
-    record = _path(record_table, "file")
+    record, rules = _path(record_table, "file"), _path(bpf_table, "rules")
     service = _service(_table(top, "service"))
     preset = _preset(loop)
     tables = {kind: _plugins(top, kind, default, preset) for kind, default in _TABLES.items()}
     actions = _plugins(top, "actions", (), preset)
-    for table in (node_table, plugin_table, record_table, top):
+    for table in (node_table, plugin_table, record_table, bpf_table, top):
         table.leftover()
     return Config(
         node=node,
@@ -90,6 +90,7 @@ def parse_config(text: str, file: str | os.PathLike[str] = "mapek.toml") -> Conf
         actions=actions,
         plugin_directory=plugin_directory,
         record=record,
+        rules=rules,
         file=path,
     )
 

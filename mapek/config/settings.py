@@ -93,6 +93,7 @@ class Config:
         sensors, analyzers, policies, actions: by instance name, those that are enabled, in order.
         plugin_directory: where further plugins lie, or None.
         record: the file to record all inputs and decisions in, or None.
+        rules: the file of rules by which BPF objects are loaded, or None for the default ones.
         file: where it was read from, for messages; None when made in code.
     """
 
@@ -106,4 +107,5 @@ class Config:
     actions: Mapping[str, PluginConfig] = field(default_factory=dict)
     plugin_directory: Path | None = None
     record: Path | None = None
+    rules: Path | None = None
     file: Path | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,7 +159,13 @@ class Journal:
 
 
 async def open_journal(
-    state_dir: Path | None, boot_id: str, *, time_ns: int = 0, rows: int = ROWS, megabytes: int = 64
+    state_dir: Path | None,
+    boot_id: str,
+    *,
+    time_ns: int = 0,
+    rows: int = ROWS,
+    megabytes: int = 64,
+    begin: Callable[[], None] = lambda: None,
 ) -> Journal:
     """The journal of `state_dir` (made if missing), or one in memory.
 
@@ -171,6 +178,7 @@ async def open_journal(
         time_ns: the loop's time, for the entry that says that a run started.
         rows: entries that are kept.
         megabytes: how large the file may become at the very most.
+        begin: what the thread that writes does first, such as giving up its privileges.
 
     Raises:
         PermanentError: the directory is read-only, not a directory, in use by another agent, or its journal
@@ -180,7 +188,7 @@ async def open_journal(
         return Journal()
     from mapek.knowledge.journal_writer import Writer  # brings SQLite, 2 MB, only where there is a state_dir
 
-    writer = Writer(state_dir, boot_id, rows=rows, megabytes=megabytes)
+    writer = Writer(state_dir, boot_id, rows=rows, megabytes=megabytes, begin=begin)
     try:
         found = await asyncio.shield(asyncio.wrap_future(writer.start(time_ns)))
     except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -23,14 +24,20 @@ _log = logging.getLogger(__name__)
 
 
 class Writer:
-    """One thread that owns one `Store`; every method is called from the loop's thread."""
+    """One thread that owns one `Store`; every method is called from the loop's thread.
 
-    def __init__(self, state_dir: Path, boot_id: str, *, rows: int, megabytes: int) -> None:
+    `begin` is the first that the thread does.
+    """
+
+    def __init__(
+        self, state_dir: Path, boot_id: str, *, rows: int, megabytes: int, begin: Callable[[], None]
+    ) -> None:
         self.dropped = 0
         self.trouble = ""
         self._store = Store(state_dir, boot_id, rows=rows, megabytes=megabytes)
         self._queue: SimpleQueue[Entry | Future[None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._begin = begin
 
     def start(self, time_ns: int) -> Future[Found]:
         """Open the store in the thread; the future raises what `Store.open` raises."""
@@ -63,6 +70,7 @@ class Writer:
 
     def _run(self, opened: Future[Found], time_ns: int) -> None:
         try:
+            self._begin()
             found = self._store.open(time_ns)
         except BaseException as error:
             opened.set_exception(error)

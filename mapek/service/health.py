@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mapek.service.kernel import Kernel
 from mapek.service.state import LoopView, SensorView
+
+if TYPE_CHECKING:
+    from mapek.service.privileges import Privileges
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
@@ -22,8 +25,15 @@ def status_of(view: LoopView) -> Literal["ok", "degraded", "failing"]:
     return "ok"
 
 
-def health(view: LoopView, kernel: Kernel | None, *, node: str, version: str) -> dict[str, Json]:
-    """The whole document. `kernel` is None until it has been examined."""
+def health(
+    view: LoopView,
+    kernel: Kernel | None,
+    *,
+    node: str,
+    version: str,
+    privileges: Privileges | None = None,
+) -> dict[str, Json]:
+    """The whole document. `kernel` is None until it has been examined; `privileges` where they are not looked after."""
     return {
         "status": status_of(view),
         "node": node,
@@ -35,6 +45,17 @@ def health(view: LoopView, kernel: Kernel | None, *, node: str, version: str) ->
             "release": kernel.release if kernel else None,
             "features": _words(kernel.features) if kernel else None,
             "capabilities": list[Json](kernel.capabilities) if kernel else None,
+        },
+        "privileges": _privileges(privileges) if privileges else None,
+    }
+
+
+def _privileges(privileges: Privileges) -> Json:
+    return {
+        "held": list[Json](sorted(privileges.held)),
+        "dropped": list[Json](sorted(privileges.dropped)),
+        "needed_by": {
+            name or "the process": list[Json](sorted(needed)) for name, needed in privileges.needed_by.items()
         },
     }
 

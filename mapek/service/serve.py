@@ -9,6 +9,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from mapek.bpf.worker import in_thread
 from mapek.config.settings import ServiceConfig
 from mapek.service.health import health
 from mapek.service.http import Response, Server
@@ -18,6 +19,8 @@ from mapek.service.state import LoopView
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from mapek.service.privileges import Privileges
+
 
 class Service:
     """`async with serve(view, config, node="a") as service:`; `service.port` is what it listens on, or 0.
@@ -26,10 +29,16 @@ class Service:
     """
 
     def __init__(
-        self, view: LoopView, config: ServiceConfig, *, node: str, examine: Callable[[], Kernel] = examine
+        self,
+        view: LoopView,
+        config: ServiceConfig,
+        *,
+        node: str,
+        privileges: Privileges | None = None,
+        examine: Callable[[], Kernel] = examine,
     ) -> None:
         self._view, self._config, self._node = view, config, node
-        self._examine = examine
+        self._examine, self._privileges = examine, privileges
         self._kernel: Kernel | None = None
         self._registry: CollectorRegistry | None = None
         self._examination: asyncio.Task[None] | None = None
@@ -67,7 +76,8 @@ class Service:
         await self._server.close()
 
     async def _look(self) -> None:
-        self._kernel = await asyncio.to_thread(self._examine)
+        # Not in a pool, whose threads live on with the capabilities that we have now.
+        self._kernel = await in_thread(self._examine)
 
     def _metrics(self) -> Response:
         from mapek.service.collector import CONTENT_TYPE, exposition
@@ -76,7 +86,9 @@ class Service:
         return Response(exposition(self._registry), CONTENT_TYPE)
 
     def _health(self) -> Response:
-        document = health(self._view, self._kernel, node=self._node, version=self._version)
+        document = health(
+            self._view, self._kernel, node=self._node, version=self._version, privileges=self._privileges
+        )
         failing = document["status"] == "failing"
         status = HTTPStatus.SERVICE_UNAVAILABLE if failing else HTTPStatus.OK
         return Response(_json(document), "application/json", status)
@@ -86,6 +98,8 @@ async def _json(document: object) -> AsyncIterator[bytes]:
     yield json.dumps(document, indent=2).encode() + b"\n"
 
 
-def serve(view: LoopView, config: ServiceConfig, *, node: str) -> Service:
-    """The service over `view`, to be entered with `async with`."""
-    return Service(view, config, node=node)
+def serve(
+    view: LoopView, config: ServiceConfig, *, node: str, privileges: Privileges | None = None
+) -> Service:
+    """The service over `view`, to be entered with `async with`; `/health` tells of `privileges` too."""
+    return Service(view, config, node=node, privileges=privileges)

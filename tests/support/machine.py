@@ -81,12 +81,15 @@ def _loads_bpf() -> bool:
     return True
 
 
-def _has_libbpf() -> bool:
-    try:
-        ctypes.CDLL("libbpf.so.1")
-    except OSError:
-        return False
-    return True
+def _has_library(name: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            return False
+        return True
+
+    return probe
 
 
 def _has_bpffs() -> bool:
@@ -137,7 +140,7 @@ FEATURES: dict[str, Feature] = {
     "bpf": Feature(
         _loads_bpf, "bpf(2) refuses to load a program: no CAP_BPF, or no BPF in the kernel", (5, 10)
     ),
-    "libbpf": Feature(_has_libbpf, "libbpf.so.1 is missing; apt-get install libbpf1"),
+    "libbpf": Feature(_has_library("libbpf.so.1"), "libbpf.so.1 is missing; apt-get install libbpf1"),
     "namespaces": Feature(_makes_namespaces, "cannot make a network namespace: no CAP_SYS_ADMIN", (3, 0)),
     "btf": Feature(
         lambda: Path("/sys/kernel/btf/vmlinux").exists(), "the kernel carries no BTF", strict=False
@@ -191,6 +194,21 @@ FEATURES: dict[str, Feature] = {
     "memcg_v1": Feature(
         lambda: Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists(),
         "the memory cgroup v1 is not mounted",
+        strict=False,
+    ),
+    "openssl": Feature(
+        lambda: shutil.which("openssl") is not None,
+        "openssl is missing; apt-get install openssl",
+        strict=False,
+    ),
+    "systemd_analyze": Feature(
+        lambda: shutil.which("systemd-analyze") is not None,
+        "systemd-analyze is missing; apt-get install systemd",
+        strict=False,
+    ),
+    "libseccomp": Feature(
+        _has_library("libseccomp.so.2"),
+        "libseccomp.so.2 is missing; apt-get install libseccomp2",
         strict=False,
     ),
     "tun": Feature(lambda: Path("/dev/net/tun").exists(), "there is no /dev/net/tun", strict=False),

@@ -30,6 +30,16 @@ def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--sha256", metavar="FILE", help="digests of objects that may be loaded, as of sha256sum"
     )
     judging.add_argument(
+        "--key",
+        metavar="FILE.pub",
+        action="append",
+        default=[],
+        help="an Ed25519 public key whose owner must have signed it; more than one: any of them",
+    )
+    judging.add_argument(
+        "--signature", metavar="FILE.sig", help="the detached signature (default: OBJECT.sig)"
+    )
+    judging.add_argument(
         "--btf",
         metavar="FILE",
         help="BTF of the kernel it is for (default: of this kernel, if readable; 'none': do not look)",
@@ -42,12 +52,19 @@ def _validate(arguments: argparse.Namespace) -> int:
     from mapek.bpf import rules as rules_module
     from mapek.bpf import words
     from mapek.bpf.relocate import unresolved
+    from mapek.bpf.signatures import read_key
     from mapek.bpf.validate import validate
+    from mapek.errors import ConfigError
 
     rules = rules_module.read(arguments.rules) if arguments.rules else rules_module.Rules()
     if arguments.sha256:
         rules = replace(rules, sha256=rules_module.read_digests(arguments.sha256))
-    report = validate(subject(arguments.object)[0], rules)
+    if arguments.key:
+        rules = replace(rules, keys=tuple(read_key(one) for one in arguments.key))
+    if arguments.signature and not rules.keys:
+        do = "name one with --key, or keys in the file of --rules"
+        raise ConfigError("check signature", arguments.signature, "no key is given", do)
+    report = validate(subject(arguments.object)[0], rules, arguments.signature)
     if arguments.btf != "none":
         report = replace(report, findings=(*report.findings, *unresolved(report.anatomy, arguments.btf)))
     if arguments.json:

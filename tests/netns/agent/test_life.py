@@ -125,6 +125,17 @@ async def test_no_privilege(kept, missing):
         assert await xdp(lab) is None
 
 
+async def test_only_objects_that_the_rules_of_the_configuration_allow_are_loaded():
+    async with Lab(pair(2)) as lab:
+        (lab.nodes["a"].namespace.files / "rules.toml").write_text(f'keys = ["{"ab" * 32}"]\n')
+        status, words, _ = await start_badly(lab, '[bpf]\nrules = "/run/rules.toml"\n')
+        assert status == 1
+        assert {line.split(":")[0] for line in words} == {"mapek"}
+        refused = [line for line in words if "it has no signature" in line and ".o.sig" in line]
+        assert len(refused) == 2, words  # link_watch and xdp_counter
+        assert await xdp(lab) is None
+
+
 async def test_two_agents_with_one_state_dir():
     async with Lab(pair(2)) as lab, one_agent(lab) as first:
         before = await xdp(lab)
