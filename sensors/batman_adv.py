@@ -19,6 +19,7 @@ from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
+from mapek.sensors.variants import choose
 
 log = logging.getLogger("mapek")
 
@@ -70,7 +71,7 @@ class BatmanAdv(Touchpoint):
         "failed_dumps": "Dumps that failed.",
         "rows_left_out": "Rows beyond the most that a frame has.",
     }
-    variants: ClassVar[tuple[Variant, ...]] = (Variant("genetlink", ("CAP_NET_ADMIN",)),)
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("genetlink", ("CAP_NET_ADMIN", "batman_adv")),)
 
     def __init__(self, options: Options) -> None:
         self._most = take(options, "rows", int, 256, minimum=1, maximum=4096)
@@ -89,6 +90,7 @@ class BatmanAdv(Touchpoint):
 
     async def open(self, surroundings: Surroundings) -> None:
         """Make the first dump. Raises FeatureError without the module, PrivilegeError without CAP_NET_ADMIN."""
+        await in_thread(lambda: choose(self.name, self.variants))
         tables = tuple(await in_thread(_dump))
         self._hops = next_hops(tables)
         self._around, self._wanted, self._trouble = surroundings, asyncio.Event(), None
