@@ -54,19 +54,24 @@ class Part:
         return f"{self.of}: {self.name}" if self.of else self.name
 
 
-def demands(spec: ObjectSpec) -> frozenset[Part]:
-    """What the programs and maps of an object demand. Raises ObjectError where its code is not sound."""
+def demands(spec: ObjectSpec, program: str = "") -> frozenset[Part]:
+    """What the programs and maps of an object demand, or one of its programs. Raises ObjectError where its code is
+    not sound."""
     anatomy = take_apart(spec)
-    found = {Part("map type", one.type) for one in spec.maps.values()}
-    for program in spec.programs.values():
-        found.add(Part("program type", program.type))
-        found.update(Part("attachment", way) for way in _ways(program))
-        for function in anatomy.reach(program.name):
-            found.update(
-                Part("helper", helpers.name(n), program.type) for n in {n for _, n in function.helpers()}
-            )
-    for function in anatomy.functions.values():
+    programs = [spec.programs[program]] if program else list(spec.programs.values())
+    found = set[Part]()
+    reached: dict[str, Function] = {}
+    for one in programs:
+        found.add(Part("program type", one.type))
+        found.update(Part("attachment", way) for way in _ways(one))
+        functions = anatomy.reach(one.name)
+        reached.update((function.name, function) for function in functions)
+        numbers = {number for function in functions for _, number in function.helpers()}
+        found.update(Part("helper", helpers.name(number), one.type) for number in numbers)
+    for function in reached.values():
         found.update(Part("instruction", one) for one in set(_instructions(function)))
+        used = {known.name for known in function.references.values() if known.kind in ("map", "data")}
+        found.update(Part("map type", spec.maps[name].type) for name in used if name in spec.maps)
     return frozenset(found)
 
 

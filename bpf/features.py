@@ -246,7 +246,6 @@ FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "task_storage": ("kernel 5.13 with CONFIG_DEBUG_INFO_BTF", _task_storage),
     "batch_percpu_array": ("kernel 5.13", _batch(6)),
     "bpf_timer": ("kernel 5.15", _probe_helper(169)),
-    "bpf_loop": ("kernel 5.17", _probe_helper(181)),
     "tcx": ("kernel 6.6", _tcx),
 }
 # What is not here now may be mounted or loaded later, and BTF may be mounted over.
