@@ -7,19 +7,21 @@ and some ms of CPU a dump; what is lost on a link, and when, is seen sooner and 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import numpy as np
 
+from mapek.bpf import features
+from mapek.bpf.syscall import missing_capabilities
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
-from mapek.sensors.variants import choose
 
 log = logging.getLogger("mapek")
 
@@ -71,7 +73,7 @@ class BatmanAdv(Touchpoint):
         "failed_dumps": "Dumps that failed.",
         "rows_left_out": "Rows beyond the most that a frame has.",
     }
-    variants: ClassVar[tuple[Variant, ...]] = (Variant("genetlink", ("CAP_NET_ADMIN", "batman_adv")),)
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("genetlink", ("CAP_NET_ADMIN",)),)
 
     def __init__(self, options: Options) -> None:
         self._most = take(options, "rows", int, 256, minimum=1, maximum=4096)
@@ -88,9 +90,17 @@ class BatmanAdv(Touchpoint):
         """What the last dump gave, one for each mesh interface."""
         return self._tables
 
+    def shortfalls(self) -> tuple[str, ...]:
+        from mapek.sensors.batman_adv_netlink import refusal
+
+        if missing_capabilities("CAP_NET_ADMIN"):
+            raise refusal(errno.EPERM)
+        if features.probe("batman_adv") is features.Answer.NO:
+            raise refusal(errno.ENOENT)
+        return ()
+
     async def open(self, surroundings: Surroundings) -> None:
         """Make the first dump. Raises FeatureError without the module, PrivilegeError without CAP_NET_ADMIN."""
-        await in_thread(lambda: choose(self.name, self.variants))
         tables = tuple(await in_thread(_dump))
         self._hops = next_hops(tables)
         self._around, self._wanted, self._trouble = surroundings, asyncio.Event(), None

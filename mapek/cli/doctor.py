@@ -122,10 +122,10 @@ def _verdict(name: str, chosen: object, config: Config) -> Verdict:
         return Verdict(missing=(str(error),), do=(error.do,) if error.do else ())
     do = cures(plugin.variants, plugin.wanted_variant)
     try:
-        choice = choose(name, plugin.variants, plugin.wanted_variant) if plugin.variants else None
         shortfalls = plugin.shortfalls()
+        choice = choose(name, plugin.variants, plugin.wanted_variant) if plugin.variants else None
     except MapekError as error:
-        return Verdict(missing=(str(error),), do=do or ((error.do,) if error.do else ()))
+        return Verdict(missing=(str(error),), do=tuple(dict.fromkeys(one for one in (*do, error.do) if one)))
     if choice is None:
         return Verdict(degraded=shortfalls)
     degraded = (*choice.degraded(), *shortfalls)

@@ -112,8 +112,9 @@ def _bearable(loop: Loop) -> bool:
     the operator to mend first."""
     from mapek.errors import DegradedError
 
-    lesser = all(isinstance(error, DegradedError) for error in loop.failed_at_start.values())
-    return lesser and any(one.open for one in loop.monitor.watched.values())
+    failed = loop.failed_at_start
+    lesser = all(isinstance(error, DegradedError) for error in failed.values())
+    return not failed or (lesser and any(one.open for one in loop.monitor.watched.values()))
 
 
 def _ready(config: Config, loop: Loop, service: Service, level: str) -> Record:
