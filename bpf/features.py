@@ -7,39 +7,23 @@ off for the life of the process. The version that brings a feature is kept besid
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import enum
 import errno
 import functools
 import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-from mapek.bpf import helpers, syscall
+from mapek.bpf import helpers, rtnl, syscall
+from mapek.bpf.attempts import RETURN_2, judge, new_map, new_program
+from mapek.bpf.attempts import Answer as Answer
+from mapek.bpf.names import MAP_SINCE
 from mapek.bpf.spec import ObjectSpec
 from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError
-
-_UNSUPPORTED: Final = (-errno.EINVAL, -errno.EOPNOTSUPP, -errno.ENOSYS, -524)
-_MAP_SINCE: Final = {
-    "percpu_hash": "4.6", "percpu_array": "4.6", "lru_hash": "4.10", "lru_percpu_hash": "4.10",
-    "lpm_trie": "4.11", "devmap": "4.14", "cpumap": "4.15", "xskmap": "4.18", "queue": "4.20", "stack":
-    "4.20", "sk_storage": "5.2", "struct_ops": "5.6", "ringbuf": "5.8", "inode_storage": "5.10",
-    "task_storage": "5.11", "bloom_filter": "5.16", "user_ringbuf": "6.1", "cgrp_storage": "6.2", "arena":
-    "6.9",
-}  # fmt: skip
-
-
-class Answer(enum.StrEnum):
-    """What a probe found out."""
-
-    YES = "yes"
-    NO = "no"
-    UNKNOWN = "unknown"
 
 
 def kernel_version() -> tuple[int, int]:
@@ -61,7 +45,7 @@ def probe(feature: str) -> Answer:
         answer = FEATURES[feature][1]()
     except (MapekError, OSError):
         answer = Answer.UNKNOWN
-    if answer is not Answer.UNKNOWN and feature not in _MOUNTS:
+    if answer is not Answer.UNKNOWN and feature not in _PASSING:
         _sure[feature] = answer
     return answer
 
@@ -97,58 +81,14 @@ async def features_async() -> dict[str, Answer]:
     return await in_thread(features)
 
 
-def _judge(result: int, yes: tuple[int, ...] = ()) -> Answer:
-    """YES for success or one of `yes` (errors that only a kernel with the feature gives), NO if it does not
-    know it."""
-    if result >= 0 or result in yes:
-        return Answer.YES
-    return Answer.NO if result in _UNSUPPORTED else Answer.UNKNOWN
-
-
-@contextlib.contextmanager
-def _map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> Iterator[int]:
-    """A fresh map's fd, or the negative errno; closed afterwards."""
-    fd = syscall.bpf_raw(syscall.MAP_CREATE, struct.pack("=5I", kind, key, value, entries, flags) + bytes(24))
-    try:
-        yield fd
-    finally:
-        if fd >= 0:
-            os.close(fd)
-
-
 def _probe_map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> Callable[[], Answer]:
     def ask() -> Answer:
-        with _map(kind, key, value, entries, flags) as fd:
-            return _judge(fd)
+        with new_map(kind, key, value, entries, flags) as fd:
+            return judge(fd)
 
     return ask
 
 
-@contextlib.contextmanager
-def _program(
-    kind: int, *instructions: tuple[int, int, int, int], attach: tuple[int, int] = (0, 0)
-) -> Iterator[tuple[int, str]]:
-    """A freshly loaded program's fd or negative errno, and the verifier's log.
-
-    An instruction is (code, registers, offset, immediate); `attach` is the attach type and BTF id.
-    """
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=BBhi", *i) for i in instructions))
-    license_ = ctypes.create_string_buffer(b"GPL")
-    log = ctypes.create_string_buffer(4096)
-    attr = struct.pack(
-        "=IIQQIIQII", kind, len(instructions), ctypes.addressof(code), ctypes.addressof(license_), 1,
-        len(log), ctypes.addressof(log), 0, 0,
-    )  # fmt: skip
-    kind_at, btf_id = attach
-    fd = syscall.bpf_raw(syscall.PROG_LOAD, attr + struct.pack("=20xI36xII", kind_at, btf_id, 0))
-    try:
-        yield fd, log.value.decode("utf-8", "replace")
-    finally:
-        if fd >= 0:
-            os.close(fd)
-
-
-_RETURN_2: Final = ((0xB7, 0, 0, 2), (0x95, 0, 0, 0))
 _SCHED_CLS: Final = 3
 _XDP: Final = 6
 _RAW_TRACEPOINT: Final = 17
@@ -158,7 +98,7 @@ _TRACE_RAW_TP: Final = 23
 
 def _probe_helper(number: int, kind: int = _SCHED_CLS) -> Callable[[], Answer]:
     def ask() -> Answer:
-        with _program(kind, (0x85, 0, 0, number), *_RETURN_2) as (fd, log):
+        with new_program(kind, (0x85, 0, 0, number), *RETURN_2) as (fd, log):
             if fd < 0 and not log:
                 return Answer.UNKNOWN
             return Answer.NO if f"unknown#{number}" in log else Answer.YES
@@ -172,30 +112,30 @@ def _btf() -> Answer:
 
 def _link_command(command: int) -> Callable[[], Answer]:
     # A bad fd is looked at only by a kernel that knows the command.
-    return lambda: _judge(syscall.bpf_raw(command, struct.pack("=i", -1) + bytes(44)), (-errno.EBADF,))
+    return lambda: judge(syscall.bpf_raw(command, struct.pack("=i", -1) + bytes(44)), (-errno.EBADF,))
 
 
 def _tcx() -> Answer:
-    with _program(_SCHED_CLS, *_RETURN_2) as (fd, _):
+    with new_program(_SCHED_CLS, *RETURN_2) as (fd, _):
         if fd < 0:
             return Answer.UNKNOWN
         # There is no interface 0: a kernel with tcx says ENODEV, one without does not know the attach type.
         attr = struct.pack("=IIII", fd, 0, 46, 0) + bytes(32)
-        return _judge(syscall.bpf_raw(syscall.LINK_CREATE, attr), (-errno.ENODEV,))
+        return judge(syscall.bpf_raw(syscall.LINK_CREATE, attr), (-errno.ENODEV,))
 
 
 def _test_run() -> Answer:
-    with _program(_XDP, *_RETURN_2) as (fd, _):
+    with new_program(_XDP, *RETURN_2) as (fd, _):
         if fd < 0:
             return Answer.UNKNOWN
         packet = ctypes.create_string_buffer(64)
         attr = struct.pack("=IIIIQQII", fd, 0, 64, 0, ctypes.addressof(packet), 0, 1, 0)
-        return _judge(syscall.bpf_raw(syscall.PROG_TEST_RUN, attr + bytes(32)))
+        return judge(syscall.bpf_raw(syscall.PROG_TEST_RUN, attr + bytes(32)))
 
 
 def _batch(kind: int) -> Callable[[], Answer]:
     def ask() -> Answer:
-        with _map(kind, 4, 8, 1) as fd:
+        with new_map(kind, 4, 8, 1) as fd:
             if fd < 0:
                 return Answer.UNKNOWN
             from mapek.bpf.maps import possible_cpus
@@ -203,7 +143,7 @@ def _batch(kind: int) -> Callable[[], Answer]:
             keep = [ctypes.create_string_buffer(64 + 8 * possible_cpus()) for _ in range(3)]
             token, keys, values = (ctypes.addressof(k) for k in keep)
             attr = struct.pack("=QQQQIIQQ", 0, token, keys, values, 1, fd, 0, 0)
-            return _judge(syscall.bpf_raw(syscall.MAP_LOOKUP_BATCH, attr), (-errno.ENOENT,))
+            return judge(syscall.bpf_raw(syscall.MAP_LOOKUP_BATCH, attr), (-errno.ENOENT,))
 
     return ask
 
@@ -217,25 +157,25 @@ def _nexthop() -> Answer:
         data = link.recv(65536)
     kind = struct.unpack_from("=H", data, 4)[0]
     if kind == 2:
-        return _judge(struct.unpack_from("=i", data, 16)[0])
+        return judge(struct.unpack_from("=i", data, 16)[0])
     return Answer.YES
 
 
 def _raw_tp() -> Answer:
     # The program's fd is looked at first.
-    return _judge(syscall.bpf_raw(17, struct.pack("=QiI", 0, -1, 0)), (-errno.EBADF,))
+    return judge(syscall.bpf_raw(17, struct.pack("=QiI", 0, -1, 0)), (-errno.EBADF,))
 
 
 def _tp_btf() -> Answer:
     # BTF id 1 is no tracepoint: who knows the type and has BTF says so in the log, who does not is silent.
-    with _program(_TRACING, *_RETURN_2, attach=(_TRACE_RAW_TP, 1)) as (fd, log):
+    with new_program(_TRACING, *RETURN_2, attach=(_TRACE_RAW_TP, 1)) as (fd, log):
         if fd >= 0 or log:
             return Answer.YES
-        return _judge(fd)
+        return judge(fd)
 
 
 def _task_storage() -> Answer:
-    with _program(_RAW_TRACEPOINT, (0x85, 0, 0, 156), *_RETURN_2) as (fd, log):
+    with new_program(_RAW_TRACEPOINT, (0x85, 0, 0, 156), *RETURN_2) as (fd, log):
         if fd < 0 and not log:
             return Answer.UNKNOWN
         unknown = "unknown func" in log or "invalid func" in log or "cannot use helper" in log
@@ -256,12 +196,42 @@ def _mounted(*kinds: str) -> Callable[[], Answer]:
     return ask
 
 
+def _psi() -> Answer:
+    # The files may be there and refuse to be read, with psi=0 on the kernel's command line.
+    try:
+        with open("/proc/pressure/memory", "rb") as file:
+            file.read(64)
+    except OSError as error:
+        return Answer.NO if error.errno in (errno.ENOENT, errno.EOPNOTSUPP) else Answer.UNKNOWN
+    return Answer.YES
+
+
+def _batman_adv() -> Answer:
+    # Asking for the family loads the module where it can be.
+    name = b"batadv\0"
+    body = (
+        struct.pack("=BBHHH", _CTRL_GETFAMILY, 1, 0, 4 + len(name), _CTRL_ATTR_FAMILY_NAME) + name + bytes(1)
+    )
+    try:
+        rtnl.ask(_GENL_ID_CTRL, body, protocol=_NETLINK_GENERIC)
+    except OSError as error:
+        return Answer.NO if error.errno == errno.ENOENT else Answer.UNKNOWN
+    return Answer.YES
+
+
+_NETLINK_GENERIC: Final = 16
+_GENL_ID_CTRL: Final = 16
+_CTRL_GETFAMILY: Final = 3
+_CTRL_ATTR_FAMILY_NAME: Final = 2
+
 FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "tracefs": ("kernel 4.1 with tracefs or debugfs mounted", _mounted("tracefs", "debugfs")),
     "cgroup2": ("kernel 4.5 with cgroup2 mounted", _mounted("cgroup2")),
     "kprobe": ("kernel 4.17 with CONFIG_KPROBES", _kprobe),
     "raw_tp": ("kernel 4.17", _raw_tp),
     "tp_btf": ("kernel 5.5 with CONFIG_DEBUG_INFO_BTF", _tp_btf),
+    "psi": ("kernel 4.20 with CONFIG_PSI", _psi),
+    "batman_adv": ("kernel 2.6.38 with the module batman-adv", _batman_adv),
     "prog_test_run": ("kernel 4.12", _test_run),
     "lpm_trie": ("kernel 4.11", _probe_map(11, 8, 8, 1, 1)),
     "nexthop": ("kernel 5.3", _nexthop),
@@ -276,11 +246,10 @@ FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "task_storage": ("kernel 5.13 with CONFIG_DEBUG_INFO_BTF", _task_storage),
     "batch_percpu_array": ("kernel 5.13", _batch(6)),
     "bpf_timer": ("kernel 5.15", _probe_helper(169)),
-    "bpf_loop": ("kernel 5.17", _probe_helper(181)),
     "tcx": ("kernel 6.6", _tcx),
 }
-# What is not here now may be mounted later.
-_MOUNTS: Final = frozenset(("tracefs", "cgroup2"))
+# What is not here now may be mounted or loaded later, and BTF may be mounted over.
+_PASSING: Final = frozenset(("tracefs", "cgroup2", "batman_adv", "btf"))
 _sure: Final[dict[str, Answer]] = {}
 
 
@@ -309,7 +278,7 @@ def version_of_map(spec: ObjectSpec, prints: list[str]) -> str:
     for line in prints:
         match = re.search(r"map '([^']+)': failed to create", line)
         found = spec.maps.get(match[1]) if match else None
-        needed = _MAP_SINCE.get(found.type, "") if found else ""
+        needed = MAP_SINCE.get(found.type, "") if found else ""
         if needed and kernel_version() < _version(needed):
             return f"kernel {needed} for maps of type {found.type if found else ''}"
     return ""

@@ -22,6 +22,24 @@ PROGRAM_TYPES: Final[list[str]] = (
     "cgroup_sockopt tracing struct_ops ext lsm sk_lookup syscall netfilter"
 ).split()
 
+MAP_SINCE: Final = {
+    "hash": "3.19", "array": "3.19", "prog_array": "4.2", "perf_event_array": "4.3", "stack_trace": "4.6",
+    "percpu_hash": "4.6", "percpu_array": "4.6", "cgroup_array": "4.8", "lru_hash": "4.10",
+    "lru_percpu_hash": "4.10", "lpm_trie": "4.11", "array_of_maps": "4.12", "hash_of_maps": "4.12", "devmap":
+    "4.14", "sockmap": "4.14", "cpumap": "4.15", "xskmap": "4.18", "sockhash": "4.18", "queue": "4.20",
+    "stack": "4.20", "sk_storage": "5.2", "devmap_hash": "5.4", "struct_ops": "5.6", "ringbuf": "5.8",
+    "inode_storage": "5.10", "task_storage": "5.11", "bloom_filter": "5.16", "user_ringbuf": "6.1",
+    "cgrp_storage": "6.2", "arena": "6.9",
+}  # fmt: skip
+"""The kernel that brings a map type."""
+
+PROGRAM_SINCE: Final = {
+    "socket_filter": "3.19", "kprobe": "4.1", "sched_cls": "4.1", "sched_act": "4.1", "tracepoint": "4.7",
+    "xdp": "4.8", "perf_event": "4.9", "cgroup_skb": "4.10", "raw_tracepoint": "4.17", "tracing": "5.5",
+    "struct_ops": "5.6", "ext": "5.6", "lsm": "5.7", "sk_lookup": "5.9", "syscall": "5.14", "netfilter": "6.4",
+}  # fmt: skip
+"""The kernel that brings a program type."""
+
 # Section prefix -> program type, attach type; longest prefix wins, as in libbpf's table.
 _SECTIONS: Final = {
     "xdp": ("xdp", "xdp"), "xdp.frags": ("xdp", "xdp"), "tc": ("sched_cls", ""), "classifier":

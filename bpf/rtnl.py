@@ -42,14 +42,13 @@ def attributes(body: bytes, offset: int = 0) -> Mapping[int, bytes]:
     return found
 
 
-def ask(kind: int, body: bytes) -> bytes:
-    """The body of the one answer to a request, in the calling thread's network namespace. Raises OSError."""
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-    ) as link:
+def ask(kind: int, body: bytes, flags: int = 0, protocol: int = socket.NETLINK_ROUTE) -> bytes:
+    """The body of the one answer to a request (with `flags` besides NLM_F_REQUEST), in the calling thread's network
+    namespace. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as link:
         link.settimeout(_PATIENCE_S)
         link.bind((0, 0))
-        link.send(HEADER.pack(HEADER.size + len(body), kind, 1, 0, 0) + body)
+        link.send(HEADER.pack(HEADER.size + len(body), kind, 1 | flags, 0, 0) + body)
         for answered, found in split(link.recv(1 << 16)):
             if answered != ERROR:
                 return found

@@ -115,6 +115,14 @@ class Touchpoint:
     period_ns: int = 1_000_000_000
     """How often Monitor calls `read`; 0 for a touchpoint that only emits events."""
 
+    def shortfalls(self) -> tuple[str, ...]:
+        """What it would do without if it were opened now, beyond what its variant says, in the words of its
+        `Status.degraded`: for `mapek doctor`, which opens nothing. May block for milliseconds.
+
+        Raises a MapekError for what would keep it from opening, as `open` would.
+        """
+        return ()
+
     async def open(self, surroundings: Surroundings) -> None:
         """Attach, subscribe, allocate. Must not block the event loop: slow kernel calls go to a thread."""
 

@@ -7,12 +7,15 @@ and some ms of CPU a dump; what is lost on a link, and when, is seen sooner and 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import numpy as np
 
+from mapek.bpf import features
+from mapek.bpf.syscall import missing_capabilities
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
@@ -86,6 +89,15 @@ class BatmanAdv(Touchpoint):
     def tables(self) -> tuple[Tables, ...]:
         """What the last dump gave, one for each mesh interface."""
         return self._tables
+
+    def shortfalls(self) -> tuple[str, ...]:
+        from mapek.sensors.batman_adv_netlink import refusal
+
+        if missing_capabilities("CAP_NET_ADMIN"):
+            raise refusal(errno.EPERM)
+        if features.probe("batman_adv") is features.Answer.NO:
+            raise refusal(errno.ENOENT)
+        return ()
 
     async def open(self, surroundings: Surroundings) -> None:
         """Make the first dump. Raises FeatureError without the module, PrivilegeError without CAP_NET_ADMIN."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from mapek.errors import FeatureError
+
 
 def cgroup_mount(mountinfo: str) -> str:
     """Where `mountinfo` (/proc/self/mountinfo) has cgroup v2; "" for nowhere."""
@@ -19,6 +21,15 @@ def find_cgroups() -> str:
     """`cgroup_mount` of this process."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         return cgroup_mount(file.read())
+
+
+def require_cgroups() -> str:
+    """`find_cgroups`. Raises FeatureError for nowhere."""
+    if mount := find_cgroups():
+        return mount
+    raise FeatureError(
+        "find", "cgroup v2", "it is not mounted", "mount -t cgroup2 none /sys/fs/cgroup/unified"
+    )
 
 
 def is_below(path: str) -> bool:

@@ -155,6 +155,9 @@ class LinkWatch(Touchpoint):
         self._bursts: dict[tuple[str, str, int], Batches] = {}
         """Prepared once per peer: encoding them takes longer than sending them."""
 
+    def shortfalls(self) -> tuple[str, ...]:
+        return tuple(word for word in (self._kernel.unpinned("every interface"),) if word)
+
     async def open(self, surroundings: Surroundings) -> None:
         """Load, attach to every interface of every path, begin to probe.
 

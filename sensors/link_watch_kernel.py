@@ -104,9 +104,9 @@ class Kernel:
         spec, choice = await in_thread(lambda: _prepare(self._timer))
         self._spec = spec
         self.timers = choice.variant.name == "bpf_timer"
-        if not self.timers:
-            why = choice.passed_over.get("bpf_timer", "asked for")
-            self.degraded.append(f"silence is detected from user space: {why}")
+        self.degraded.extend(choice.degraded())
+        if self._timer == "user":
+            self.degraded.append("silence is detected from user space: asked for")
         count = len(paths) + len(routed)
         self._base = await load_async(
             spec,
@@ -227,16 +227,22 @@ class Kernel:
         if self._pin == "no":
             return None
         interface = socket.if_indextoname(ifindex)
-        if not (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
-            if self._pin == "yes":
-                do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
-                raise DegradedError("pin the reflector of", interface, f"{BPFFS} is no writable bpffs", do)
-            word = "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
+        if word := self.unpinned(interface):
             if word not in self.degraded:
                 self.degraded.append(word)
             return None
         namespace = os.stat("/proc/thread-self/ns/net").st_ino
         return BPFFS / "mapek" / str(namespace) / interface
+
+    def unpinned(self, interface: str) -> str:
+        """Why the reflector cannot be pinned here, "" when it can or shall not be. Raises DegradedError where it
+        must be."""
+        if self._pin == "no" or (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
+            return ""
+        if self._pin == "yes":
+            do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
+            raise DegradedError("pin the reflector of", interface, f"{BPFFS} is no writable bpffs", do)
+        return "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
 
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
 
-from mapek.bpf import features
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
@@ -22,6 +21,7 @@ from mapek.model import Applied, Entity, Event, Frame, Metric, Schema, Step
 from mapek.sensors import netlink_wire as wire
 from mapek.sensors.netlink_events import Decoder, subscribe
 from mapek.sensors.netlink_routes import FIRST_ID, PeerRoutes
+from mapek.sensors.variants import choose
 
 if TYPE_CHECKING:
     from mapek.knowledge.topology import Peer
@@ -66,8 +66,9 @@ class Netlink(Touchpoint):
     def __init__(self, options: Options) -> None:
         self._metric = take(options, "metric", int, 100, minimum=1, maximum=2**31)
         self._standing_metric = take(options, "standing_metric", int, 10_000, minimum=2, maximum=2**31)
-        self._objects = take(options, "nexthops", str, "auto", choices=("auto", "no")) == "auto"
-        self.wanted_variant = "auto" if self._objects else "routes"
+        objects = take(options, "nexthops", str, "auto", choices=("auto", "no")) == "auto"
+        self.wanted_variant = "auto" if objects else "routes"
+        self._objects = objects
         self._around: Surroundings | None = None
         self._messenger: wire.Messenger | None = None
         self._heard: socket.socket | None = None
@@ -84,9 +85,9 @@ class Netlink(Touchpoint):
         self._around = surroundings
         self._degraded = []
         peers = list(surroundings.knowledge.topology.peers.values())
-        if self._objects and features.probe("nexthop") is features.Answer.NO:
-            self._objects = False
-            self._degraded.append("routes are moved one by one: the kernel has no nexthop objects (5.3)")
+        choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
+        self._objects = choice.variant.name == "nexthop"
+        self._degraded.extend(choice.degraded())
         self._heard = subscribe()
         self._messenger = wire.Messenger()
         adopted = await in_thread(lambda: self._lay(peers))

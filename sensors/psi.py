@@ -14,7 +14,7 @@ import numpy as np
 
 from mapek.bpf.worker import in_thread
 from mapek.config.options import error, take_strings
-from mapek.contracts import Options, Status, Surroundings, Touchpoint
+from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, MapekError
 from mapek.model import Entity, Event, Frame, Metric, Schema, Value
 from mapek.sensors.cgroups import find_cgroups, is_below
@@ -28,6 +28,7 @@ from mapek.sensors.psi_files import (
     Pressure,
     Trigger,
 )
+from mapek.sensors.variants import choose
 
 MOST_GROUPS: Final = 64
 MOST_TRIGGERS: Final = 32
@@ -79,6 +80,7 @@ class Psi(Touchpoint):
         "fired": "Triggers that fired.",
         "unreadable": "Pressure files that could not be read, or held what no kernel writes.",
     }
+    variants: ClassVar[tuple[Variant, ...]] = (Variant("files", ("psi",)),)
 
     def __init__(self, options: Options) -> None:
         names = tuple(dict.fromkeys(take_strings(options, "cgroups")))
@@ -105,6 +107,7 @@ class Psi(Touchpoint):
 
         Raises FeatureError when the kernel keeps no account of pressure.
         """
+        await in_thread(lambda: choose(self.name, self.variants))
         root = Group(ROOT)
         await in_thread(root.open, lambda _: root.close())
         self._around, self._groups[ROOT] = surroundings, root

@@ -20,7 +20,7 @@ from mapek.config.options import error, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, FeatureError
 from mapek.model import Entity, Frame, Metric, Schema
-from mapek.sensors.cgroups import find_cgroups, is_below
+from mapek.sensors.cgroups import is_below, require_cgroups
 from mapek.sensors.syscall_latency_histogram import BOUNDS_S, EDGES_NS, quantile
 from mapek.sensors.syscall_latency_kernel import (
     ALL,
@@ -145,6 +145,11 @@ class SyscallLatency(Touchpoint):
         self._before = np.zeros((0, 0), np.uint64)
         self._lost: dict[str, int] = {}
 
+    def shortfalls(self) -> tuple[str, ...]:
+        if self._kind == CGROUP:
+            require_cgroups()
+        return ()
+
     async def open(self, surroundings: Surroundings) -> None:
         """Attach. Raises what `start` raises; AttachError when no process of the list, or no such cgroup, is there."""
         self._around = surroundings
@@ -169,11 +174,7 @@ class SyscallLatency(Touchpoint):
     def _start(self, whose: Filter) -> Running:
         if whose.kind != CGROUP:
             return start(self._syscalls, whose, self.wanted_variant)
-        mount = find_cgroups()
-        if not mount:
-            do = "mount -t cgroup2 none /sys/fs/cgroup/unified"
-            raise FeatureError("find", "cgroup v2", "it is not mounted", do)
-        self._directory = f"{mount}/{whose.cgroup}"
+        self._directory = f"{require_cgroups()}/{whose.cgroup}"
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as cause:

@@ -1,19 +1,22 @@
 """`mapek doctor`: what this machine can do, and which sensors of a configuration could run here; opens none.
 
-What a sensor needs is what its class says in `variants`, by the same probes that the sensor itself asks.
+What a sensor needs is what its class says in `variants`, by the same probes that the sensor itself asks; what else
+the kernel is asked for is what our BPF objects demand (`mapek.bpf.demands`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+    from collections.abc import Mapping
 
+    from mapek.bpf.demands import Part
+    from mapek.bpf.host import Condition
     from mapek.config import Config
     from mapek.service.kernel import Kernel
 
@@ -22,12 +25,43 @@ if TYPE_CHECKING:
 class Verdict:
     """Of one configured sensor: in which `variant` it will run ("" where it needs none or cannot run at all).
 
-    `missing`: what keeps it from running; `passed_over`: why not in each better variant, by name.
+    Args:
+        missing: what keeps it from running.
+        passed_over: why not in each better variant, by name.
+        degraded: what it will do without, in the words that `/health` and `/metrics` will have.
+        do: what would make it run, or run better.
     """
 
     variant: str = ""
     missing: tuple[str, ...] = ()
-    passed_over: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[tuple[str, str], ...] = ()
+    degraded: tuple[str, ...] = ()
+    do: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Of one part that our objects demand: "yes", "no" or "unknown", what brings it, and which objects use it."""
+
+    answer: str
+    since: str
+    used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """All that was found; `sensors` is None without a configuration."""
+
+    kernel: Kernel
+    conditions: tuple[Condition, ...]
+    granted: Mapping[str, bool]
+    parts: Mapping[Part, Told]
+    sensors: Mapping[str, Verdict] | None
+
+    @property
+    def well(self) -> bool:
+        """Whether programs can be loaded at all, and every configured sensor can run."""
+        return not self.kernel.trouble and not any(one.missing for one in (self.sensors or {}).values())
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,76 +75,64 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from mapek.bpf import host
+    from mapek.cli import diagnosis
     from mapek.config import load_config
     from mapek.service.kernel import examine
 
     config = load_config(arguments.config) if arguments.config else None
-    kernel = examine()
-    sensors = _sensors(config) if config else {}
-    well = not kernel.trouble and not any(verdict.missing for verdict in sensors.values())
+    found = Examined(
+        examine(), host.conditions(), host.granted(), _parts(), _sensors(config) if config else None
+    )
     if arguments.json:
-        print(json.dumps(_document(kernel, sensors if config else None, well)))
+        print(json.dumps(diagnosis.document(found)))
     else:
-        print("\n".join(_lines(kernel, sensors)))
-    return 0 if well else 1
+        print("\n".join(diagnosis.lines(found)))
+    return 0 if found.well else 1
+
+
+def _parts() -> dict[Part, Told]:
+    from mapek.bpf import demands, parts
+
+    return {
+        part: Told(parts.probe(part).value, parts.since(part), used_by)
+        for part, used_by in demands.ours().items()
+    }
 
 
 def _sensors(config: Config) -> dict[str, Verdict]:
     """How each sensor of `config` would run here."""
-    from mapek import plugins
-    from mapek.errors import MapekError
-    from mapek.sensors.variants import choose
-
-    found: dict[str, Verdict] = {}
-    for name, chosen in config.sensors.items():
-        try:
-            plugin = plugins.create(plugins.SENSORS, chosen, config.plugin_directory)
-            if not plugin.variants:
-                found[name] = Verdict()
-                continue
-            choice = choose(name, plugin.variants, plugin.wanted_variant)
-        except MapekError as error:
-            found[name] = Verdict(missing=(str(error),))
-        else:
-            found[name] = Verdict(choice.variant.name, passed_over=choice.passed_over)
+    found = {name: _verdict(name, chosen, config) for name, chosen in config.sensors.items()}
     if absent := sorted({path.interface for path in config.topology.paths()} - _interfaces()):
         known = found.get("link_watch", Verdict())
-        found["link_watch"] = replace(known, missing=(*known.missing, f"no interface {', '.join(absent)}"))
+        missing = (*known.missing, f"no interface {', '.join(absent)}")
+        do = (*known.do, f"make {', '.join(absent)}, or correct `interface` of the paths")
+        found["link_watch"] = replace(known, missing=missing, do=do)
     return found
+
+
+def _verdict(name: str, chosen: object, config: Config) -> Verdict:
+    from mapek import plugins
+    from mapek.errors import MapekError
+    from mapek.sensors.variants import choose, cures
+
+    try:
+        plugin = plugins.create(plugins.SENSORS, chosen, config.plugin_directory)  # type: ignore[arg-type]
+    except MapekError as error:
+        return Verdict(missing=(str(error),), do=(error.do,) if error.do else ())
+    do = cures(plugin.variants, plugin.wanted_variant)
+    try:
+        shortfalls = plugin.shortfalls()
+        choice = choose(name, plugin.variants, plugin.wanted_variant) if plugin.variants else None
+    except MapekError as error:
+        return Verdict(missing=(str(error),), do=tuple(dict.fromkeys(one for one in (*do, error.do) if one)))
+    if choice is None:
+        return Verdict(degraded=shortfalls)
+    degraded = (*choice.degraded(), *shortfalls)
+    return Verdict(choice.variant.name, (), tuple(choice.passed_over.items()), degraded, do)
 
 
 def _interfaces() -> set[str]:
     import socket
 
     return {name for _, name in socket.if_nameindex()}
-
-
-def _document(kernel: Kernel, sensors: dict[str, Verdict] | None, well: bool) -> dict[str, object]:
-    found: dict[str, object] = {
-        "ok": well,
-        "kernel": {"release": kernel.release, "features": dict(kernel.features)},
-        "ebpf_loader": {"ok": not kernel.trouble, "libbpf": kernel.libbpf or None, "trouble": kernel.trouble},
-        "capabilities": list(kernel.capabilities),
-    }
-    if sensors is not None:
-        found["sensors"] = {
-            name: {
-                "ok": not one.missing,
-                "variant": one.variant or None,
-                "missing": list(one.missing),
-                "passed_over": dict(one.passed_over),
-            }
-            for name, one in sensors.items()
-        }
-    return found
-
-
-def _lines(kernel: Kernel, sensors: dict[str, Verdict]) -> list[str]:
-    wanted = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_IPC_LOCK")
-    lines = [f"kernel       {kernel.release}", f"libbpf       {kernel.libbpf or kernel.trouble}"]
-    lines += [f"{name:<19}{'yes' if name in kernel.capabilities else 'no'}" for name in wanted]
-    lines += [f"{name:<19}{answer}" for name, answer in kernel.features.items()]
-    for name, one in sensors.items():
-        lines.append(f"sensor {name:<17}{'; '.join(one.missing) or f'will run {one.variant}'.rstrip()}")
-        lines += [f"{'':<24}not {better}: {why}" for better, why in one.passed_over.items()]
-    return lines

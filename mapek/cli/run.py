@@ -117,7 +117,7 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
             log.say_held([str(error) for error in loop.failed_at_start.values()])
             for error in loop.failed_at_start.values():
                 say(error)
-            if loop.failed_at_start and not wait:
+            if not wait and not _bearable(loop):
                 return 1
             records.learn(loop.knowledge.facts)
             life.callback(loop.subscribe(tell))
@@ -133,6 +133,17 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
                 finally:
                     notifier.stopping()
     return 0
+
+
+def _bearable(loop: Loop) -> bool:
+    """Whether it goes on with what failed at the start: what is missing of the kernel or of privileges turns off the
+    sensors that need it, as long as one works. Anything else (a wrong interface, a route of somebody else) is for
+    the operator to mend first."""
+    from mapek.errors import DegradedError
+
+    failed = loop.failed_at_start
+    lesser = all(isinstance(error, DegradedError) for error in failed.values())
+    return not failed or (lesser and any(one.open for one in loop.monitor.watched.values()))
 
 
 def _ready(config: Config, loop: Loop, service: Service, level: str) -> Record:

@@ -50,11 +50,18 @@ def _sensor_states(sensors: dict[str, SensorView]) -> Iterator[Metric]:
     degraded = GaugeMetricFamily(
         "mapek_sensor_degraded", "How many features the sensor works without.", labels=["sensor"]
     )
+    shortfall = GaugeMetricFamily(
+        "mapek_sensor_shortfall",
+        "What the sensor works without or what keeps it from working, in the words of /health.",
+        labels=["sensor", "why"],
+    )
     counts: dict[str, CounterMetricFamily] = {}
     for name, sensor in sensors.items():
         status = sensor.status
         up.add_metric([name], float(status.up))
         degraded.add_metric([name], len(status.degraded))
+        for why in dict.fromkeys(status.degraded):
+            shortfall.add_metric([name, why], 1)
         for target, mode in status.attached.items():
             attached.add_metric([name, target, mode], 1)
         for count, value in status.counts.items():
@@ -62,7 +69,7 @@ def _sensor_states(sensors: dict[str, SensorView]) -> Iterator[Metric]:
             if family not in counts:
                 counts[family] = CounterMetricFamily(family, f"{count} of the sensor.", labels=["sensor"])
             counts[family].add_metric([name], value)
-    yield from (up, attached, degraded, *counts.values())
+    yield from (up, attached, degraded, shortfall, *counts.values())
 
 
 class _One(Collector):

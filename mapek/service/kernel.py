@@ -37,7 +37,7 @@ def examine() -> Kernel:
         found = library()
         version = f"{found.libbpf_major_version()}.{found.libbpf_minor_version()}"
     except MapekError as error:
-        return Kernel(release, trouble=str(error), capabilities=held)
+        return Kernel(release, "", str(error), held, _features())
     return Kernel(release, version, "", held, _features())
 
 

@@ -253,7 +253,7 @@ def test_the_sensors_own_counters_are_documented() -> None:
         if place.startswith("[sensors."):
             for one in getattr(importlib.import_module(module), name).counted:
                 counted.setdefault(f"`mapek_sensor_{one}_total`", []).append(place[9:-1])
-    view = View({"one": Sensor(Status(True, {"l0": "xdp native"}, (), {"sent": 1}), None)}, Tally())
+    view = View({"one": Sensor(Status(True, {"l0": "xdp native"}, ("less",), {"sent": 1}), None)}, Tally())
     found = families(view)
     loops = families(View({}, Tally()))
     assert documented("Every sensor") == {
