@@ -35,7 +35,10 @@ class StopWatch:
 
 
 def stop_watch() -> StopWatch:
-    """Blocks for about a second, for the kernel rewrites itself for each turn; turns bpf_stats on and off. Raises as `load` and `run_time_stats` do."""
+    """Turns bpf_stats on and off; blocks for about a second, for the kernel rewrites its code each time.
+
+    Raises as `load` and `run_time_stats` do.
+    """
     told, with_it, without = list[float](), list[int](), list[int]()
     with load(ObjectSpec.read(object_path("empty"))) as loaded:
         program = loaded.programs["empty"]

@@ -139,7 +139,8 @@ def _of(watch: StopWatch) -> str:
     of = f"Each ns/run holds what it takes to time the empty program: {watch.empty_ns:.0f} ns."
     if watch.adds_ns is None:
         return f"{of}\nbpf_stats was on before, and stays on."
-    return f"{of}\nWhile it is on, bpf_stats makes each run of each program {watch.adds_ns:.0f} ns longer; it is off again."
+    longer = f"bpf_stats makes each run of each program {watch.adds_ns:.0f} ns longer"
+    return f"{of}\nWhile it is on, {longer}; it is off again."
 
 
 def _cells(cost: Cost) -> tuple[str, ...]:

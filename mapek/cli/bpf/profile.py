@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from mapek.cli.printing import Json
 
 SECONDS: Final = 5.0
+AB_SECONDS: Final = 20.0
 
 
 def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,16 +21,28 @@ def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "profile",
         help="what programs cost: run times, memory, and what they do to a flow; as root",
         description="Without --ab: the programs that are loaded now, timed by bpf_stats meanwhile. With it: "
-        "each sensor with and without, in turns, in namespaces of its own. Ctrl-C: what there is by then.",
+        "each sensor with and without, in turns, on a load in namespaces of its own. After Ctrl-C it prints "
+        "what it has by then.",
     )
     profiling.add_argument(
-        "sensor",
-        nargs="*",
-        metavar="SENSOR",
-        help="sensors, or ids of loaded programs (default: all of ours)",
+        "sensor", nargs="*", metavar="SENSOR", help="names, or ids of loaded programs (default: all of ours)"
     )
-    profiling.add_argument("--seconds", type=float, default=SECONDS, help=f"how long ({SECONDS:g})")
+    profiling.add_argument(
+        "--ab", "--flow", action="store_true", help="with and without, on a flow or on system calls"
+    )
+    profiling.add_argument(
+        "--seconds", type=float, help=f"how long ({SECONDS:g}; with --ab {AB_SECONDS:g} for each sensor)"
+    )
+    profiling.add_argument("--seed", type=int, default=0, help="of the order of with and without (0)")
+    profiling.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the sensor, in TOML, with --ab and one sensor",
+    )
     profiling.add_argument("--json", action="store_true", help="as one JSON object (docs/PROFILE.md)")
+    profiling.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the A/B")
     profiling.set_defaults(run=_profile)
 
 
@@ -40,9 +52,19 @@ def _profile(arguments: argparse.Namespace) -> int:
     from mapek.cli.signals import until_signal
     from mapek.errors import ConfigError
 
-    if not 0.1 <= arguments.seconds <= 3600:
-        raise ConfigError("profile for", f"{arguments.seconds:g} s", "out of range", "take 0.1 to 3600")
-    return asyncio.run(until_signal(_loaded(arguments.sensor, arguments.seconds, arguments.json)))
+    seconds = arguments.seconds
+    if seconds is None:
+        seconds = AB_SECONDS if arguments.ab else SECONDS
+    if not 0.1 <= seconds <= 3600:
+        raise ConfigError("profile for", f"{seconds:g} s", "out of range", "take 0.1 to 3600")
+    if arguments.ab:
+        from mapek.cli.bpf.profile_ab import profile_ab
+
+        return profile_ab(arguments, seconds)
+    if arguments.plot or arguments.option:
+        given = "--plot" if arguments.plot else "--option"
+        raise ConfigError("profile with", given, "there is no A/B without --ab", "add --ab")
+    return asyncio.run(until_signal(_loaded(arguments.sensor, seconds, arguments.json)))
 
 
 def sensors() -> list[str]:
