@@ -25,11 +25,12 @@ from mapek.sensors.syscall_latency_numbers import number_of
 from mapek.simulations.bench.bpftrace import Bpftrace
 from mapek.simulations.bench.map_rivals import bpftool
 from mapek.simulations.bench.maps import timed
-from mapek.simulations.bench.native import Native, compile_c
+from mapek.simulations.bench.native import compile_c
 from mapek.simulations.bench.plan import Budget
-from mapek.simulations.bench.surroundings import opened
 from mapek.simulations.bench.syscalls import CALLS, READ, SLICES
 from mapek.simulations.bench.targets import Row
+from mapek.simulations.gauge import Gauge
+from mapek.simulations.surroundings import opened
 
 ROUNDS: Final = 5
 IDLE_S: Final = 3.0
@@ -92,7 +93,7 @@ async def _histogram() -> list[Row]:
     started: dict[str, list[float]] = {"mapek": [], "bpftrace": []}
     counted, pss = list[int](), list[float]()
     with TemporaryDirectory(prefix="mapek-bench-") as folder:
-        async with Native(await compile_c("syscall_loop", Path(folder))) as loop:
+        async with Gauge([await compile_c("syscall_loop", Path(folder))]) as loop:
             for _ in range(ROUNDS):
                 bare = await _call_ns(loop)
                 sensor = SyscallLatency({"processes": [str(loop.pid)], "syscalls": ["read"]})
@@ -117,7 +118,7 @@ async def _histogram() -> list[Row]:
     return [*rows, Row("read latency histogram: bpftrace, PSS", _median(pss), "MB")]
 
 
-async def _call_ns(loop: Native) -> float:
+async def _call_ns(loop: Gauge) -> float:
     return float(np.median(await loop.ask(READ, SLICES, CALLS))) / 1e3
 
 

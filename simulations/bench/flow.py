@@ -1,30 +1,24 @@
 """Section `flow`: what counting costs a saturated flow, beyond a program that does nothing.
 
 One core sends 60-byte frames over a veth pair as fast as it can, and takes them in: the receiving end's XDP and its
-stack run in the sender's softirq, so that time per packet at saturation is CPU per packet, of both sides, and what a
+stack run in the sender's softirq, so that its CPU time per packet is that of both sides (`child.flood`), and what a
 program adds to it is its share of that core. The programs are exchanged by an update of the link, in changing order;
 each is compared with the empty one of its own turn. `bpf_stats` would say it more directly, but costs four times what
-the counter does. The 95 % interval of the median is found by resampling the turns; where the machine's noise makes it
-wider than the target, the share is not told as measured. Beside it stands what PROG_TEST_RUN makes of it: the
-programs' difference in ns, with everything in the cache, as a share of the packet's whole cost. After the turns, the
-same flow shows by `bpf_stats` what the programs of net_events take, which have no test run.
+the counter does. The 95 % interval of the median is by order statistics; where the machine's noise makes it wider than
+the target, the share is not told as measured. Beside it stands what PROG_TEST_RUN makes of it: the programs' difference
+in ns, with everything in the cache, as a share of the packet's whole cost. After the turns, the same flow shows by
+`bpf_stats` what the programs of net_events take, which have no test run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import socket
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-from pyroute2 import IPRoute
 
 from mapek.bpf import (
     LoadedObject,
@@ -37,12 +31,13 @@ from mapek.bpf import (
     object_path,
 )
 from mapek.bpf.xdp import XdpLink
-from mapek.errors import FeatureError, PermanentError
-from mapek.simulations.bench.native import Native, compile_c
+from mapek.errors import PermanentError
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.run_stats import net_events_rows
 from mapek.simulations.bench.targets import Row
-from mapek.simulations.netns import Namespace
+from mapek.simulations.paired import median_interval
+from mapek.simulations.road import Road
+from mapek.simulations.turns import in_turns
 
 SHARE_PERCENT: Final = 1.0
 TURNS: Final = 60
@@ -50,10 +45,7 @@ SLICES: Final = 24
 DATAGRAMS: Final = 1280
 REPEAT: Final = 50_000
 REPEATS: Final = 15
-PORT: Final = 9
-SENDER, RECEIVER = "10.9.0.1", "10.9.0.2"
 EMPTY, ALONE, CHAINED = "empty", "xdp_counter", "dispatcher and xdp_counter"
-Floats = npt.NDArray[np.float64]
 
 
 class Programs:
@@ -100,70 +92,43 @@ class Programs:
 async def measure(budget: Budget) -> list[Row]:
     """ns per packet with each program, and each one's share beyond the empty one."""
     chance = random.Random(budget.seed)
-    with TemporaryDirectory(prefix="mapek-bench-") as folder:
-        try:
-            program = await compile_c("udp_flood", Path(folder))
-        except FeatureError as error:
-            return [Row(f"{ALONE}: CPU beyond empty", None, "%", SHARE_PERCENT, str(error))]
-        async with AsyncExitStack() as life:
-            here, there = [await life.enter_async_context(Namespace(name)) for name in ("sender", "receiver")]
-            index = await _lay(here, there)
-            # Somebody to take them, who lets them drop when its buffer is full: no answers by ICMP.
-            sink = life.enter_context(await there.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            sink.bind((RECEIVER, PORT))
-            programs = await there.run(Programs)
-            life.callback(programs.close)
-            link = await there.run(lambda: attach_xdp(programs.programs[EMPTY], index, "native"))
-            life.push_async_callback(there.run, link.detach)
-            cpu = max(os.sched_getaffinity(0))
-            flood = await life.enter_async_context(Native(program, RECEIVER, PORT, cpu, inside=here))
-            took = await _turns(flood, there, link, programs, chance)
-            await there.run(partial(link.update, programs.programs[EMPTY]))
-            events = await net_events_rows(
-                here, there, programs.programs[EMPTY], lambda: flood.ask(SLICES, DATAGRAMS)
-            )
-            alone = await asyncio.to_thread(_by_test_run, programs)
-    return [*_rows(took, chance), _computed(alone, float(np.median(took[EMPTY]))), *events]
-
-
-async def _lay(here: Namespace, there: Namespace) -> int:
-    """The veth pair with its addresses; returns the receiver's ifindex."""
-
-    def make(route: IPRoute) -> None:
-        peer = {"ifname": "in", "net_ns_pid": there.pid}
-        route.link("add", ifname="out", kind="veth", peer=peer)
-
-    def raise_(name: str, address: str, route: IPRoute) -> int:
-        index: int = route.link_lookup(ifname=name)[0]
-        route.addr("add", index=index, address=address, prefixlen=24)
-        route.link("set", index=index, state="up")
-        return index
-
-    await here.route(make)
-    await here.route(partial(raise_, "out", SENDER))
-    return await there.route(partial(raise_, "in", RECEIVER))
+    async with AsyncExitStack() as life:
+        road = await life.enter_async_context(Road())
+        programs = await road.receiver.run(Programs)
+        life.callback(programs.close)
+        link = await road.receiver.run(lambda: attach_xdp(programs.programs[EMPTY], road.index, "native"))
+        life.push_async_callback(road.receiver.run, link.detach)
+        took = await _turns(road, link, programs, chance)
+        await road.receiver.run(partial(link.update, programs.programs[EMPTY]))
+        events = await net_events_rows(
+            road.sender, road.receiver, programs.programs[EMPTY], lambda: road.flood(SLICES, DATAGRAMS)
+        )
+        alone = await asyncio.to_thread(_by_test_run, programs)
+    return [*_rows(took), _computed(alone, float(np.median(took[EMPTY]))), *events]
 
 
 async def _turns(
-    flood: Native, there: Namespace, link: XdpLink, programs: Programs, chance: random.Random
+    road: Road, link: XdpLink, programs: Programs, chance: random.Random
 ) -> dict[str, list[float]]:
-    took: dict[str, list[float]] = {name: [] for name in programs.programs}
-    await flood.ask(SLICES, DATAGRAMS)
-    for _ in range(TURNS):
-        for name in chance.sample(list(took), len(took)):
-            await there.run(partial(link.update, programs.programs[name]))
-            before = programs.counted(name)
-            took[name].append(float(np.median(await flood.ask(SLICES, DATAGRAMS))) / 1e3)
-            await asyncio.sleep(0)
-            seen, sent = programs.counted(name) - before, SLICES * DATAGRAMS
-            # What is still in the veth's queue when the sender is done is a handful.
-            if name in programs.counters and not 0.99 * sent <= seen <= 1.01 * sent:
-                why = f"it saw {seen} of {sent} packets"
-                raise PermanentError("measure", f"flow through {name}", why, "leave it the core")
-    return took
+    async def turn(name: str) -> float:
+        await road.receiver.run(partial(link.update, programs.programs[name]))
+        before = programs.counted(name)
+        took = float(np.median(await road.flood(SLICES, DATAGRAMS)))
+        await asyncio.sleep(0)
+        seen, sent = programs.counted(name) - before, SLICES * DATAGRAMS
+        # What is still in the veth's queue when the sender is done is a handful.
+        if name in programs.counters and not 0.99 * sent <= seen <= 1.01 * sent:
+            why = f"it saw {seen} of {sent} packets"
+            raise PermanentError("measure", f"flow through {name}", why, "leave it the core")
+        return took
+
+    await road.flood(SLICES, DATAGRAMS)
+    rounds: list[dict[str, float]] = []
+    await in_turns(tuple(programs.programs), turn, rounds, chance, lambda: len(rounds) >= TURNS)
+    return {name: [one[name] for one in rounds] for name in programs.programs}
 
 
-def _rows(took: dict[str, list[float]], chance: random.Random) -> list[Row]:
+def _rows(took: dict[str, list[float]]) -> list[Row]:
     empty = np.array(took[EMPTY])
     rows = []
     for name, values in took.items():
@@ -172,7 +137,7 @@ def _rows(took: dict[str, list[float]], chance: random.Random) -> list[Row]:
         rows.append(Row(f"{name}: a packet at saturation", round(float(middle), 1), "ns", None, note))
     for name in (ALONE, CHAINED):
         share = 100 * (np.array(took[name]) / empty - 1)
-        low, high = interval(share, chance)
+        low, high = median_interval(share) or (-np.inf, np.inf)
         target, middle = SHARE_PERCENT if name == ALONE else None, round(float(np.median(share)), 2)
         note = f"95 % interval {low:.2f} to {high:.2f} %, {len(share)} turns"
         noisy = high - low > 2 * SHARE_PERCENT
@@ -196,10 +161,3 @@ def _computed(alone: dict[str, float], packet_ns: float) -> Row:
     more = alone[ALONE] - alone[EMPTY]
     note = f"{more:.0f} ns by PROG_TEST_RUN, of {packet_ns:.0f} ns a packet"
     return Row(f"{ALONE}: CPU beyond empty, computed", round(100 * more / packet_ns, 2), "%", None, note)
-
-
-def interval(values: Floats, chance: random.Random, draws: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of the median of `values`, by resampling."""
-    picked = np.random.default_rng(chance.randrange(2**32)).choice(values, (draws, len(values)))
-    low, high = np.percentile(np.median(picked, axis=1), (2.5, 97.5))
-    return float(low), float(high)

@@ -19,9 +19,10 @@ import numpy as np
 from mapek.bpf.maps import BPF_F_MMAPABLE, ArrayMap, Map, PerCpuArrayMap, PerCpuHashMap, create_map
 from mapek.errors import FeatureError
 from mapek.simulations.bench.map_rivals import bpftool
-from mapek.simulations.bench.native import Native, compile_c
+from mapek.simulations.bench.native import compile_c
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.targets import Row
+from mapek.simulations.gauge import Gauge
 from mapek.simulations.stats import percentile
 
 VALUE: Final = 16
@@ -112,7 +113,7 @@ async def _measured(case: Case, found: Map, program: Path | None, why: str) -> l
         for _ in range(turns):
             ours += timed(read, turn)
     else:
-        async with Native(program, found.id) as rival:
+        async with Gauge([program, found.id]) as rival:
             await rival.ask(turn)
             for _ in range(turns):
                 ours += timed(read, turn)

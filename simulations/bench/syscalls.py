@@ -21,17 +21,17 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mapek.bpf import ObjectSpec, load, object_path
-from mapek.bpf.tracing import attach_btf_tracepoint
 from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, PermanentError
 from mapek.knowledge import Topology
 from mapek.sensors.syscall_latency import SyscallLatency
 from mapek.sensors.variants import missing
-from mapek.simulations.bench.native import Native, compile_c
+from mapek.simulations.bench.native import compile_c
 from mapek.simulations.bench.plan import Budget
-from mapek.simulations.bench.surroundings import opened
 from mapek.simulations.bench.targets import Row
+from mapek.simulations.empties import attach_empty
+from mapek.simulations.gauge import Gauge
+from mapek.simulations.surroundings import opened
 
 ROUNDS: Final = 11
 SLICES: Final = 60
@@ -98,7 +98,7 @@ async def _rounds(
     took: dict[tuple[Setting, int], list[float]] = {
         (one, which): [] for one in settings for which in one.calls
     }
-    async with Native(program) as loop:
+    async with Gauge([program]) as loop:
         for _ in range(ROUNDS):
             for setting in chance.sample(settings, len(settings)):
                 for which, median in (await _round(loop, setting)).items():
@@ -106,12 +106,12 @@ async def _rounds(
     return took
 
 
-async def _round(loop: Native, setting: Setting) -> dict[int, float]:
+async def _round(loop: Gauge, setting: Setting) -> dict[int, float]:
     """The median slice in ns, by kind of call."""
     async with AsyncExitStack() as life:
         sensor = None
         if setting.variant == EMPTY:
-            detach = await in_thread(_attach_empty, ExitStack.close)
+            detach = await in_thread(lambda: attach_empty("syscalls"), ExitStack.close)
             life.push_async_callback(in_thread, detach.close)
         elif setting.variant:
             options = {
@@ -137,15 +137,6 @@ async def _round(loop: Native, setting: Setting) -> dict[int, float]:
 
 def _empty_here() -> bool:
     return not missing(next(one for one in SyscallLatency.variants if one.name == "tp_btf"))
-
-
-def _attach_empty() -> ExitStack:
-    """Both, the return first, as the sensor does it; closing detaches. Blocks for milliseconds."""
-    with ExitStack() as undo:
-        loaded = undo.enter_context(load(ObjectSpec.read(object_path("empty_syscalls"))))
-        for name in ("empty_exit", "empty_enter"):
-            undo.callback(attach_btf_tracepoint(loaded.programs[name]).close)
-        return undo.pop_all()
 
 
 def _counted(sensor: SyscallLatency | None) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mapek.bpf import ObjectSpec, load, object_path
 from mapek.simulations.bench import packets, syscalls, together
 from mapek.simulations.bench.plan import Budget
-from mapek.simulations.bench.run_stats import run_time_stats, runs_of
 
 pytestmark = pytest.mark.netns
 
@@ -54,15 +52,3 @@ async def test_the_default_set_is_timed_on_one_interface(monkeypatch):
     assert row.target == 0.3
     assert row.measured > 0
     assert row.note.endswith("link_watch netlink xdp_counter, interface l0")
-
-
-def test_the_kernel_counts_runs_only_while_it_is_asked_to():
-    with load(ObjectSpec.read(object_path("empty"))) as loaded:
-        program = loaded.programs["empty"]
-        program.test_run(bytes(64))
-        assert runs_of(program)[1] == 0
-        with run_time_stats():
-            program.test_run(bytes(64), repeat=50)
-        spent, runs = runs_of(program)
-        assert runs == 50
-        assert spent > 0

@@ -11,13 +11,14 @@ from mapek.simulations.bench import plan
 from mapek.simulations.bench.files import measured_file, summary
 from mapek.simulations.bench.judge import campaign_rows
 from mapek.simulations.bench.latencies import measure as measure_latencies
-from mapek.simulations.bench.native import Native, compile_c
+from mapek.simulations.bench.native import compile_c
 from mapek.simulations.bench.plan import Budget
 from mapek.simulations.bench.run import Done, run_bench
 from mapek.simulations.bench.startup_child import Blocks, who
 from mapek.simulations.bench.subjects import frame
 from mapek.simulations.bench.targets import Row, number, rows_table
 from mapek.simulations.bench.virtual_hour import run_virtual
+from mapek.simulations.gauge import Gauge
 from mapek.simulations.report import write_json
 from tests.unit.simulations.results import campaign
 
@@ -142,7 +143,7 @@ async def test_a_program_is_compiled_asked_and_its_last_words_told(tmp_path):
     from mapek.errors import PermanentError
 
     program = await compile_c("syscall_loop", tmp_path)
-    async with Native(program) as loop:
+    async with Gauge([program]) as loop:
         for which in (0, 1):
             took = await loop.ask(which, 3, 1000)
             assert len(took) == 3
@@ -182,20 +183,6 @@ async def test_a_blocked_loop_is_felt_by_the_ticker_even_when_no_callback_is_lon
     await asyncio.sleep(0.01)
     assert ticker.longest_ns() >= 30e6
     ticker.close()
-
-
-def test_the_interval_of_a_median_holds_it_and_narrows_with_more_turns():
-    import random
-
-    import numpy as np
-
-    from mapek.simulations.bench.flow import interval
-
-    values = np.random.default_rng(1).normal(5.0, 1.0, 400)
-    low, high = interval(values, random.Random(1))
-    assert low < np.median(values) < high
-    few = interval(values[:25], random.Random(1))
-    assert high - low < few[1] - few[0]
 
 
 @pytest.mark.parametrize(

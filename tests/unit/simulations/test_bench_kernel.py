@@ -11,7 +11,6 @@ from mapek.model import Entity, Frame, Schema
 from mapek.simulations.bench import beside, startup
 from mapek.simulations.bench.bpftrace import patience
 from mapek.simulations.bench.reads_child import WARM_UP, timed
-from mapek.simulations.bench.run_stats import FEWEST, mean
 from mapek.simulations.bench.together import reads_rows
 
 SCHEMA = Schema("sometimes", "node")
@@ -101,9 +100,3 @@ async def test_a_rival_that_does_not_answer_leaves_the_other_jobs_their_rows(mon
     (row,) = await beside.measure(beside.Budget())
     assert (row.what, row.measured) == ("counters: beside others", None)
     assert "not done after 60 s" in row.note
-
-
-def test_a_mean_of_few_runs_is_not_told():
-    assert mean((100, 10), (100 + 50 * FEWEST, 10 + FEWEST)) == 50.0
-    assert mean((100, 10), (100, 10)) is None
-    assert mean((100, 10), (5000, 9 + FEWEST)) is None

@@ -1,0 +1,98 @@
+"""`mapek bpf profile --ab`: sensors with and without, one after another; each is told as soon as it is measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tomllib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mapek.errors import ConfigError, PrivilegeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mapek.simulations.profile import Result, Subject
+
+
+def profile_ab(arguments: argparse.Namespace, seconds: float) -> int:
+    """Run it; returns the exit code. Raises before anything is begun where it cannot be done."""
+    import asyncio
+
+    from mapek.cli.machine import missing_for_lab
+    from mapek.cli.signals import until_signal
+    from mapek.simulations.profile.subjects import SUBJECTS, subject
+
+    options = read_options(arguments.option)
+    if options and len(arguments.sensor) != 1:
+        raise ConfigError("set options of", "several sensors", "they differ", "name one sensor")
+    subjects = [subject(name, options) for name in dict.fromkeys(arguments.sensor) or SUBJECTS]
+    if lacks := missing_for_lab():
+        raise PrivilegeError("profile", subjects[0].sensor, "; ".join(lacks))
+    if arguments.plot is not None:
+        _must_draw(arguments.plot)
+    return asyncio.run(until_signal(_measure(subjects, seconds, arguments)))
+
+
+def read_options(given: list[str]) -> dict[str, object]:
+    """`KEY=VALUE`s, each a line of TOML. Raises ConfigError."""
+    options: dict[str, object] = {}
+    for one in given:
+        try:
+            options |= tomllib.loads(one)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError("read option", one[:60], str(error), "write it as in the file") from error
+    return options
+
+
+def _must_draw(path: Path) -> None:
+    """Say it before a minute of measuring, not after."""
+    from mapek.simulations.profile.picture import check
+
+    check(path)
+
+
+async def _measure(subjects: list[Subject], seconds: float, arguments: argparse.Namespace) -> int:
+    import asyncio
+
+    from mapek.bpf.stop_watch import stop_watch
+    from mapek.cli import say
+    from mapek.errors import DegradedError, PermanentError
+    from mapek.simulations.profile import Result, run, words
+
+    results: list[Result] = []
+    failed: dict[str, str] = {}
+    watch = await asyncio.to_thread(stop_watch)
+    try:
+        for one in subjects:
+            result = Result(one, arguments.seed)
+            results.append(result)
+            try:
+                await run(one, seconds, arguments.seed, result)
+            except (DegradedError, PermanentError) as error:
+                results.remove(result)
+                failed[one.sensor] = str(error)
+                say(error)
+            finally:
+                # Also after Ctrl-C: what it has by then.
+                if result in results and not arguments.json:
+                    sys.stdout.write(words.text(result, watch.empty_ns) + "\n\n")
+                    sys.stdout.flush()
+    finally:
+        if arguments.json:
+            print(
+                json.dumps(_document(results, failed, {"empty_ns": watch.empty_ns, "adds_ns": watch.adds_ns}))
+            )
+        if arguments.plot is not None and any(result.rounds for result in results):
+            from mapek.simulations.profile.picture import draw
+
+            draw([result for result in results if result.rounds], arguments.plot)
+    return 1 if failed else 0
+
+
+def _document(
+    results: list[Result], failed: Mapping[str, str], stats: Mapping[str, float | None]
+) -> dict[str, object]:
+    return {"bpf_stats": stats, "sensors": [result.json() for result in results], "failed": failed}
