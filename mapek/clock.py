@@ -136,14 +136,14 @@ class TimerFd:
         self.fd = _libc.timerfd_create(time.CLOCK_MONOTONIC, flags)
         if self.fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create")
+        spec = _Itimerspec()
+        self._value, self._interval, self._spec = spec.value, spec.interval, ctypes.byref(spec)
 
     def set(self, due_ns: int, interval_ns: int = 0) -> None:
         """Expire at `due_ns` (0 disarms) and then every `interval_ns` (0: once)."""
-        spec = _Itimerspec(
-            _Timespec(interval_ns // 1_000_000_000, interval_ns % 1_000_000_000),
-            _Timespec(due_ns // 1_000_000_000, due_ns % 1_000_000_000),
-        )
-        if _libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None) < 0:
+        self._value.sec, self._value.nsec = divmod(due_ns, 1_000_000_000)
+        self._interval.sec, self._interval.nsec = divmod(interval_ns, 1_000_000_000)
+        if _libc.timerfd_settime(self.fd, _TFD_TIMER_ABSTIME, self._spec, None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def read(self) -> int:
@@ -162,8 +162,12 @@ class TimerFd:
 class RealClock:
     """CLOCK_MONOTONIC on one timerfd, read by the running event loop.
 
+    Of several timers that are due, the loop runs one at a time: between two of them it takes what the kernel has to
+    say, which must not wait for a second's worth of readings.
+
     Args:
-        on_late: called with the nanoseconds by which each timer ran late, for the loop's own lateness meter.
+        on_late: called with the nanoseconds by which each timer ran late, for the loop's own lateness meter; where
+            several are due, with the first one's.
     """
 
     def __init__(self, on_late: Callable[[int], None] | None = None) -> None:
@@ -172,6 +176,8 @@ class RealClock:
         self._timerfd = TimerFd()
         self._armed_ns = 0
         self._on_late = on_late
+        self._turning = False
+        """Timers are being worked off, and the last turn arms for the next."""
         self._loop.add_reader(self._timerfd.fd, self._expire)
 
     def now_ns(self) -> int:
@@ -180,7 +186,7 @@ class RealClock:
     def call_at(self, due_ns: int, callback: Callback) -> Timer:
         timer = Timer(due_ns, callback)
         self._timers.push(timer)
-        if not self._armed_ns or due_ns < self._armed_ns:
+        if not self._turning and (not self._armed_ns or due_ns < self._armed_ns):
             self._arm(due_ns)
         return timer
 
@@ -190,20 +196,26 @@ class RealClock:
 
     def _expire(self) -> None:
         self._timerfd.read()
-        now = time.monotonic_ns()
-        armed, self._armed_ns = self._armed_ns, 0
+        armed, self._armed_ns, self._turning = self._armed_ns, 0, True
         try:
             if self._on_late and armed:
-                self._on_late(now - armed)
-            while callback := self._timers.pop_due(now):
+                self._on_late(time.monotonic_ns() - armed)
+        finally:
+            self._turn()
+
+    def _turn(self) -> None:
+        try:
+            if callback := self._timers.pop_due(time.monotonic_ns()):
                 callback()
         finally:
-            if (
-                self._timerfd.fd >= 0
-                and (due := self._timers.next_ns()) is not None
-                and not (self._armed_ns and self._armed_ns <= due)
-            ):
-                self._arm(due)
+            due = self._timers.next_ns()
+            if due is not None and due <= time.monotonic_ns():
+                # twice: what is found ready in between runs before
+                self._loop.call_soon(self._loop.call_soon, self._turn)
+            else:
+                self._turning = False
+                if due is not None and self._timerfd.fd >= 0:
+                    self._arm(due)
 
     def close(self) -> None:
         self._timers.clear()

@@ -2,7 +2,8 @@
 
 A touchpoint that cannot open is tried again for ever with a back-off that doubles up to a minute; the
 others go on without it. Reads happen on the event loop: a sensor promises to take far less than a
-millisecond, and is named when it does not.
+millisecond, and is named when it does not. They come one behind another, for an interpreter that has just read
+one sensor reads the next in a third of the time that it takes when it was asleep.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Monitor:
                 raise PluginError("start", touchpoint.name, "two touchpoints of that name", "rename one")
             self.watched[touchpoint.name] = Watched(touchpoint)
         self._commons: dict[type, object] = {}
+        self._raster_ns = 0
+        """A moment at which all are read that are due about then, and again after each period; 0: not known yet."""
         self._clock, self._knowledge, self._supervision, self._feed = clock, knowledge, supervision, feed
 
     async def start(self) -> dict[str, MapekError]:
@@ -76,6 +79,7 @@ class Monitor:
             tried[name] = asyncio.Event()
             works.append(self._open_after(watched, first, tried[name]))
         errors = await together(works)
+        self._raster_ns = self._clock.now_ns() + FIRST_READ_NS
         failed = {}
         for watched, error in zip(self.watched.values(), errors, strict=True):
             if error is not None:
@@ -163,7 +167,11 @@ class Monitor:
             if watched.open:
                 period = watched.touchpoint.period_ns
                 late = max(self._clock.now_ns() - due_ns, 0)
-                self._schedule(watched, due_ns + period * (1 + late // period))
+                next_ns = due_ns + period * (1 + late // period)
+                if self._raster_ns:
+                    beside = (next_ns - self._raster_ns + period // 2) % period - period // 2
+                    next_ns -= beside
+                self._schedule(watched, next_ns)
 
         watched.timer = self._clock.call_at(due_ns, read)
 

@@ -1,6 +1,7 @@
 """The state of all paths in memory shared with the kernel's programs: what they count, what they are told.
 
-Frames are read with numpy, all paths at once; the few scalars of the hot path through memoryviews.
+Frames are read with numpy, all paths at once; the few scalars of the hot path through memoryviews. What is read
+each second is read by word offsets: numpy's access to a field of a struct costs more than the arithmetic on it.
 """
 
 from __future__ import annotations
@@ -45,18 +46,35 @@ _WORDS: Final = STATE.itemsize // 8
 _HALVES: Final = STATE.itemsize // 4
 
 
-def _u64(field: str) -> int:
-    return int(STATE.fields[field][1]) // 8  # type: ignore[index]
+def _u64(field: str, of: np.dtype[np.void] = STATE) -> int:
+    return int(of.fields[field][1]) // 8  # type: ignore[index]
 
 
-def _u32(field: str) -> int:
-    return int(STATE.fields[field][1]) // 4  # type: ignore[index]
+def _u32(field: str, of: np.dtype[np.void] = STATE) -> int:
+    return int(of.fields[field][1]) // 4  # type: ignore[index]
 
 
 _LAST_ANSWER, _LAST_ANSWERED_SENT = _u64("last_answer_ns"), _u64("last_answered_sent_ns")
-_ANSWERED = _u64("answered")
+_ANSWERED, _RTT_BUCKETS = _u64("answered"), _u64("rtt_buckets")
 _NEXT_SEQ, _NEWEST, _MARKS = _u32("next_seq"), _u32("newest_answered"), _u32("marks")
+_PEER_STATE = _u32("peer_state")
 _SLOT_WORD, _SLOT_HALF = _u64("window"), _u32("window")
+_SLOT_RTT: Final = _SLOT_HALF + 3
+_CONFIG_WORDS, _CONFIG_HALVES = CONFIG.itemsize // 8, CONFIG.itemsize // 4
+_FLAGS, _SILENCE = _u32("flags", CONFIG), _u64("silence_ns", CONFIG)
+
+LEAST_ANSWERS: Final = 16
+"""Fewer round trips have no 99th percentile that means anything."""
+
+
+def _p99(ordered: npt.NDArray[np.uint32], count: int) -> float:
+    """What `np.percentile(.., 99)` says of the last `count` of `ordered`, and takes a tenth of the time."""
+    at = (count - 1) * 0.99
+    below = int(at)
+    share, first = at - below, len(ordered) - count + below
+    low = int(ordered[first])
+    step = int(ordered[first + 1]) - low
+    return low + step * share if share < 0.5 else low + step - step * (1 - share)
 
 
 class PathTable:
@@ -72,9 +90,12 @@ class PathTable:
         self._interval_ns = interval_ns
         self._configs: npt.NDArray[np.void] = configs.view(CONFIG)
         self._states: npt.NDArray[np.void] = paths.view(STATE)
-        flat = self._states.view(np.uint8).reshape(-1)
+        flat, told = (rows.view(np.uint8).reshape(-1) for rows in (self._states, self._configs))
+        self._rows: npt.NDArray[np.uint64] = flat.view(np.uint64).reshape(-1, _WORDS)
         self._words: memoryview[int] = flat.view(np.uint64).data.cast("B").cast("Q")
         self._halves: memoryview[int] = flat.view(np.uint32).data.cast("B").cast("I")
+        self._config_words: memoryview[int] = told.view(np.uint64).data.cast("B").cast("Q")
+        self._config_halves: memoryview[int] = told.view(np.uint32).data.cast("B").cast("I")
         self._rtts: list[deque[int]] = [deque(maxlen=FRAMES) for _ in range(count)]
         self._wall_ns = 0
         self._carried = np.zeros((count, len(COUNTERS)), np.uint64)
@@ -100,7 +121,7 @@ class PathTable:
     def restart(self, index: int, epoch: int) -> None:
         """Begin to count a path anew: a new session, sequence numbers from 1; what was silent is until it answers."""
         silent = self._halves[index * _HALVES + _MARKS] & MARK_SILENT
-        self._carried[index] += self._counters(self._states[index : index + 1])[0]
+        self._carried[index] += self._rows[index, : len(COUNTERS)]
         self._carried_rtts[index] += self._states[index]["rtt_buckets"]
         self._configs[index]["epoch"] = epoch
         self._states[index] = np.zeros((), STATE)
@@ -108,10 +129,10 @@ class PathTable:
         self._halves[index * _HALVES + _NEXT_SEQ] = 1
 
     def set_flags(self, index: int, flags: int, mask: int) -> None:
-        row = self._configs[index]
-        now = int(row["flags"])
+        at, halves = index * _CONFIG_HALVES + _FLAGS, self._config_halves
+        now = halves[at]
         if (now & mask) != flags:
-            row["flags"] = now & ~mask | flags
+            halves[at] = now & ~mask | flags
 
     def announce_admin_down(self) -> None:
         """From now on every probe says that this agent stops; nothing is watched any more."""
@@ -165,7 +186,7 @@ class PathTable:
     def newly_silent(self, index: int, now_ns: int) -> Alarm | None:
         """For kernels without bpf_timer: the alarm that the watchdog would raise now, once."""
         at = index * _HALVES + _MARKS
-        watched = int(self._configs[index]["flags"]) & WATCH
+        watched = self._config_halves[index * _CONFIG_HALVES + _FLAGS] & WATCH
         if not watched or self._halves[at] & MARK_SILENT or not self.is_silent(index, now_ns):
             return None
         waiting = self._oldest_waiting(index)
@@ -177,42 +198,44 @@ class PathTable:
 
     def totals(self, count: int) -> dict[str, int]:
         """Counters of the first `count` paths, summed."""
-        sums = (self._counters(self._states[:count]) + self._carried[:count]).sum(axis=0)
+        sums = (self._rows[:count, : len(COUNTERS)] + self._carried[:count]).sum(axis=0)
         return dict(zip(COUNTERS, sums.tolist(), strict=True))
-
-    @staticmethod
-    def _counters(states: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-        return np.stack([states[name] for name in COUNTERS], axis=1)
 
     def read(
         self, now_ns: int, count: int
     ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64], npt.NDArray[np.uint64]]:
         """Counters, gauges and round-trip buckets of the first `count` paths; sets the silence limits anew."""
-        states = self._states[:count].copy()
-        counters = self._counters(states) + self._carried[:count]
-        slots = states["window"]
-        answered = slots["rtt_ns"] != 0
-        settled = (slots["sent_ns"] > 0) & (
-            answered | (slots["sent_ns"] + self._settled_ns(count)[:, None] < now_ns)
-        )
+        words = self._rows[:count].copy()
+        halves = words.view(np.uint32)
+        sent_ns, rtts = words[:, _SLOT_WORD::2], halves[:, _SLOT_RTT::4]
+        answered = rtts != 0
+        settled = (sent_ns > 0) & (answered | (sent_ns + self._settled_ns(count)[:, None] < now_ns))
+        last_ns = words[:, _LAST_ANSWER].astype(np.int64)
         gauges = np.full((count, 5), np.nan)
-        gauges[:, 0] = (states["marks"] & MARK_SILENT) != 0
-        seen = states["last_answer_ns"] > 0
-        gauges[seen, 1] = (now_ns - states["last_answer_ns"][seen].astype(np.int64)) / 1e9
-        for index in range(count):
-            if answered[index].sum() >= 16:
-                p99 = float(np.percentile(slots["rtt_ns"][index][answered[index]], 99))
+        gauges[:, 0] = (halves[:, _MARKS] & MARK_SILENT) != 0
+        seen = last_ns > 0
+        gauges[seen, 1] = (now_ns - last_ns[seen]) / 1e9
+        # The unanswered come first, for their round trip is 0.
+        ordered = np.sort(rtts, axis=1)
+        for index, answers in enumerate(np.count_nonzero(answered, axis=1).tolist()):
+            if answers >= LEAST_ANSWERS:
+                p99 = _p99(ordered[index], answers)
                 gauges[index, 2] = p99 / 1e9
-                rtts = self._rtts[index]
-                rtts.append(int(p99))
-                usual = sorted(rtts)[(len(rtts) - 1) // 2]
-                self._silence[index] = max(self._interval_ns // SILENCE_SHARE, 2 * usual, LEAST_SILENCE_NS)
-                self._configs[index]["silence_ns"] = self._silence[index]
-        total = settled.sum(axis=1)
+                self._keep_patience(index, int(p99))
+        total = np.count_nonzero(settled, axis=1)
         some = total > 0
-        gauges[some, 3] = 1 - (settled & answered).sum(axis=1)[some] / total[some]
-        gauges[:, 4] = states["peer_state"]
-        return counters, gauges, states["rtt_buckets"] + self._carried_rtts[:count]
+        gauges[some, 3] = 1 - np.count_nonzero(settled & answered, axis=1)[some] / total[some]
+        gauges[:, 4] = halves[:, _PEER_STATE]
+        buckets = words[:, _RTT_BUCKETS : _RTT_BUCKETS + RTT_BUCKETS] + self._carried_rtts[:count]
+        return words[:, : len(COUNTERS)] + self._carried[:count], gauges, buckets
+
+    def _keep_patience(self, index: int, p99_ns: int) -> None:
+        """How long a probe of this path may wait from now on."""
+        rtts = self._rtts[index]
+        rtts.append(p99_ns)
+        usual = sorted(rtts)[(len(rtts) - 1) // 2]
+        self._silence[index] = max(self._interval_ns // SILENCE_SHARE, 2 * usual, LEAST_SILENCE_NS)
+        self._config_words[index * _CONFIG_WORDS + _SILENCE] = self._silence[index]
 
     def _settled_ns(self, count: int) -> npt.NDArray[np.uint64]:
         return np.array(self._silence[:count], dtype=np.uint64) * np.uint64(2)
