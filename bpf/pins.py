@@ -53,7 +53,7 @@ def chain_dir(interface: str) -> Path:
 def trouble() -> str:
     """Why nothing can be pinned here; "" when it can."""
     if not (BPFFS.is_dir() and os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)):
-        return f"no writable bpffs on {BPFFS}"
+        return f"{BPFFS} is no writable bpffs"
     return ""
 
 
@@ -189,7 +189,7 @@ class Place:
 
     def link(self, name: str) -> Link | None:
         """The link kept under that name. Raises PinError when something else is pinned there."""
-        path = self.path / f"{_LINK}{name}"
+        path = self.link_path(name)
         try:
             _check_pin(path)
             return open_link(path)
@@ -212,9 +212,13 @@ class Place:
             raise
         return found
 
+    def link_path(self, name: str) -> Path:
+        """Where a link of that name is pinned."""
+        return self.path / f"{_LINK}{name.replace('.', ':')}"
+
     def keep(self, name: str, link: Link) -> None:
         """Let `link` outlive us, in the place of what was kept under that name."""
-        path = self.path / f"{_LINK}{name}"
+        path = self.link_path(name)
         path.unlink(missing_ok=True)
         link.pin(path)
 
@@ -321,7 +325,7 @@ def _clear(path: Path) -> None:
 def _same(path: Path, one: Map) -> bool:
     try:
         with open_map(path) as found:
-            return found.id == one.id
+            return bool(found.id == one.id)
     except MapekError:
         return False
 

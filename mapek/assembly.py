@@ -54,7 +54,15 @@ async def build(config: Config, *, tap: Tap | None = None) -> AsyncIterator[Loop
         journal = await open_journal(config.node.state_dir, boot)
         try:
             async with Loop(
-                knowledge, clock, touchpoints, analyzers, policies, journal=journal, tap=tap, tally=tally
+                knowledge,
+                clock,
+                touchpoints,
+                analyzers,
+                policies,
+                journal=journal,
+                tap=tap,
+                tally=tally,
+                state_dir=config.node.state_dir,
             ) as loop:
                 for plan in journal.found.open:
                     journal.reconciled(plan, *_read_back(plan, knowledge))

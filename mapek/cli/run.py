@@ -58,6 +58,7 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
     from mapek.cli import realtime, say
     from mapek.cli.output import Lines
     from mapek.cli.printing import Published, Records, human_line, json_line
+    from mapek.errors import PinError
     from mapek.model import Suspicion
     from mapek.service import serve, view_of
 
@@ -96,7 +97,9 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
             log.say_held([str(error) for error in loop.failed_at_start.values()])
             for error in loop.failed_at_start.values():
                 say(error)
-            if loop.failed_at_start and not wait:
+            # What is pinned and cannot be taken over is for people to decide on; the others do their work meanwhile.
+            fatal = [one for one in loop.failed_at_start.values() if not isinstance(one, PinError)]
+            if fatal and not wait:
                 return 1
             records.learn(loop.knowledge.facts)
             life.callback(loop.subscribe(tell))
