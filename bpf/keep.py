@@ -102,11 +102,16 @@ class Kept:
         return kept
 
     @classmethod
-    def end(cls, place: Place) -> None:
-        """Detach and remove what is kept at a place that no agent uses. Raises AttachError, PinError."""
+    def end(cls, place: Place, *, dry_run: bool = False) -> None:
+        """Detach and remove what is kept at a place that no agent uses, or only see whether that could be.
+
+        Raises AttachError, PinError, OSError.
+        """
         lock = Lock.take(_lock_name(place), "end", place.path)
         try:
-            place.remove()
+            place.check()
+            if not dry_run:
+                place.remove()
         finally:
             lock.release()
 

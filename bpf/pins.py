@@ -62,6 +62,7 @@ def ensure(path: Path) -> None:
 
     Raises PinError where one is there that is not ours, OSError.
     """
+    # Under a foreign directory ours would be anybody's.
     missing = [path]
     while missing[-1].parent not in (BPFFS, missing[-1]) and BPFFS in missing[-1].parents:
         missing.append(missing[-1].parent)
@@ -227,12 +228,9 @@ class Place:
 
         Raises PinError for what is not ours, before anything is touched.
         """
-        for path in (self.agent, self.path):
-            check(path)
+        self.check()
         if not self.exists():
             return
-        for path in self.path.iterdir():
-            _check_pin(path)
         for link in self.links().values():
             link.detach()
         # Out of sight at once: nobody adopts a place without its counters.
@@ -243,6 +241,14 @@ class Place:
         for folder in (self.agent, self.agent.parent):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def check(self) -> None:
+        """Raises PinError when there is something that is not ours."""
+        for path in (self.agent, self.path):
+            check(path)
+        if self.exists():
+            for path in self.path.iterdir():
+                _check_pin(path)
 
     def _read_layout(self) -> bytes:
         path = self.path / _LAYOUT
@@ -295,9 +301,12 @@ def places(agent: Path) -> list[Place]:
 
 
 def clear_half_made(agent: Path) -> None:
-    """Remove what somebody was killed while making. Raises PinError for what is not ours."""
+    """Remove what somebody was killed while making, and the directory if nothing is in it. Raises PinError for what
+    is not ours."""
     for one in sorted(agent.glob(f"{_NEW}*")):
         _clear(one)
+    with contextlib.suppress(OSError):
+        agent.rmdir()
 
 
 def _check_pin(path: Path) -> None:

@@ -32,15 +32,18 @@ ROOT = Path(__file__).parents[3]
 class Agent:
     """The process. `said` is what it answered when it had opened: {"error": ...} or as `ask`."""
 
-    def __init__(self, sensor: str, options: Mapping[str, object], state: Path, *, prelude: str = "") -> None:
+    def __init__(
+        self, sensor: str, options: Mapping[str, object], state: Path, *, prelude: str = "", wait: bool = True
+    ) -> None:
         told = json.dumps([sensor, dict(options), str(state)])
         command = [sys.executable, "-m", "tests.netns.sensors.keeping", told, prelude]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
-        self.said = self._hear()
+        self.said: dict[str, object] = self.heard() if wait else {}
 
-    def _hear(self) -> dict[str, object]:
+    def heard(self) -> dict[str, object]:
+        """Its next answer; {} when it has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else {}
@@ -50,7 +53,7 @@ class Agent:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return self._hear()
+        return self.heard()
 
     def rows(self) -> dict[str, dict[str, int]]:
         """The rows of `ask`."""
