@@ -25,8 +25,9 @@ from mapek.bpf.locks import Lock
 from mapek.bpf.maps import Map
 from mapek.bpf.objects import LoadedObject
 from mapek.bpf.pins import Contents, Place
+from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec
-from mapek.bpf.xdp import Link
+from mapek.bpf.xdp import Link, open_link
 from mapek.errors import DegradedError, MapekError, PinError
 
 L = TypeVar("L", bound=Link)
@@ -43,6 +44,7 @@ class Keep:
         maps: names of the maps whose entries go on.
         meaning: what the entries stand for, where an object's own types do not tell; if that changes, the entries
             cannot go on.
+        settings: how its programs are loaded; another one makes them others, but the entries go on.
         on: False removes what was kept there, and keeps nothing.
         served: tells whether what is made anew is worth keeping by now.
     """
@@ -50,6 +52,7 @@ class Keep:
     place: Place
     maps: tuple[str, ...]
     meaning: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     on: bool = True
     served: Callable[[], bool] = lambda: True
 
@@ -57,11 +60,12 @@ class Keep:
 class Kept:
     """A place in use by this process, or none where `trouble` says why not.
 
-    `adopted` tells whether an agent before us kept it. What was made for a start that was refused goes with it.
+    `adopted` tells whether an agent before us kept it, `unchanged` whether its programs are just those that ours would
+    be. What was made for a start that was refused goes with it.
     """
 
     def __init__(self, keep: Keep) -> None:
-        self.adopted = False
+        self.adopted = self.unchanged = False
         self.trouble = ""
         self._keep = keep
         self._place: Place | None = None
@@ -118,8 +122,9 @@ class Kept:
     def _open(self, spec: ObjectSpec, max_entries: Mapping[str, int]) -> None:
         place = self._keep.place
         now = describe(
-            spec, self._keep.maps, max_entries=max_entries, meaning=self._keep.meaning, namespace=namespace()
-        )
+            spec, self._keep.maps, max_entries=max_entries, meaning=self._keep.meaning, namespace=namespace(),
+            settings=self._keep.settings,
+        )  # fmt: skip
         found = place.open()
         if found is not None and found.layout.namespace != now.namespace:
             # A namespace that is no more had the same number.
@@ -131,6 +136,7 @@ class Kept:
             raise PinError("adopt", place.path, difference, pins.END)
         self._place, self._contents, self._new = place, found, now
         self.adopted = found is not None
+        self.unchanged = found is not None and found.layout.text() == now.text()
 
     def reuse(self) -> dict[str, Map]:
         """The maps that go on, for `load`; empty where there are none yet."""
@@ -186,10 +192,45 @@ class Kept:
         except (MapekError, OSError) as error:
             self.give_up(error.why if isinstance(error, MapekError) else error.strerror or str(error))
 
+    def attach(self, name: str, attach: Callable[[], Link]) -> Link:
+        """A link that cannot be updated, in the place of the one kept under `name`: both run for a moment."""
+        old = self.link(name, open_link, lambda _: True)
+        try:
+            new = attach()
+            self.hold(name, new)
+        finally:
+            if old is not None:
+                old.close()
+        return new
+
+    def hold_program(self, name: str, program: Program) -> None:
+        """Let a program be asked by the next agent."""
+        if self._place is not None:
+            try:
+                self._place.keep_program(name, program)
+            except (MapekError, OSError) as error:
+                self.give_up(error.why if isinstance(error, MapekError) else error.strerror or str(error))
+
+    def program(self, name: str) -> Program:
+        """The program kept under `name`. Raises PinError."""
+        if self._place is None:
+            raise PinError("adopt", self._keep.place.path, "nothing is kept there")
+        return self._place.program(name)
+
     def drop(self, name: str) -> None:
         """Detach the link kept under `name`, if any: what it ran for is done in another way now."""
         if self._place is not None and (link := self._place.link(name)) is not None:
             link.detach()
+
+    def only(self, *names: str) -> None:
+        """Detach every link that is kept under none of `names`."""
+        if self._place is None:
+            return
+        for name, link in self._place.links().items():
+            if name in names:
+                link.close()
+            else:
+                link.detach()
 
     @property
     def is_of_interface(self) -> bool:
@@ -205,6 +246,14 @@ class Kept:
     def stays(self) -> bool:
         """Does what is kept here stay when we leave?"""
         return self._place is not None and (self.adopted or self._keep.served())
+
+    def lost(self, why: str) -> None:
+        """Keep nothing here after all."""
+        self.give_up(why)
+        if self._place is not None:
+            with contextlib.suppress(PinError, OSError):
+                self._place.remove()
+        self.close()
 
     def leave(self) -> None:
         """Unlock; remove what is of no use to the next agent. Twice is fine; nothing of it may run any more then."""

@@ -32,6 +32,7 @@ class Layout:
             member ("value.packets") its type and place.
         meaning: what a sensor adds, such as the order of what it counts in an array.
         object: SHA-256 of the object's file.
+        settings: how its programs were loaded; they are of no matter for what entries stand for.
         namespace: tells a network namespace from a later one with the same inode number; "" where the kernel does not.
     """
 
@@ -39,12 +40,14 @@ class Layout:
     meaning: Mapping[str, str] = field(default_factory=dict)
     object: str = ""
     namespace: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> bytes:
         """For `parse`; the same for the same layout."""
         whole = {
             "version": _VERSION, "maps": {name: dict(one) for name, one in self.maps.items()},
             "meaning": dict(self.meaning), "object": self.object, "namespace": self.namespace,
+            "settings": dict(self.settings),
         }  # fmt: skip
         return json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
 
@@ -78,7 +81,8 @@ def parse(text: bytes, on: Path) -> Layout:
         if whole["version"] != _VERSION:
             raise ValueError(f"version {whole['version']}, not {_VERSION}")
         maps = {str(name): _words(one) for name, one in whole["maps"].items()}
-        return Layout(maps, _words(whole["meaning"]), str(whole["object"]), str(whole["namespace"]))
+        meaning, settings = _words(whole["meaning"]), _words(whole["settings"])
+        return Layout(maps, meaning, str(whole["object"]), str(whole["namespace"]), settings)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = f"its layout cannot be read ({type(error).__name__})"
         raise PinError("adopt", on, why, "mapek release ends it, or set persist = false") from error
@@ -95,12 +99,13 @@ def describe(
     max_entries: Mapping[str, int] | None = None,
     meaning: Mapping[str, str] | None = None,
     namespace: str = "",
+    settings: Mapping[str, str] | None = None,
 ) -> Layout:
     """The layout of the maps `names` of an object, by its BTF.
 
     Args:
         max_entries: as the object is loaded with.
-        meaning, namespace: see `Layout`.
+        meaning, namespace, settings: see `Layout`.
     """
     members = dict(_definitions(spec.btf))
     maps = {}
@@ -109,7 +114,7 @@ def describe(
         entries = (max_entries or {}).get(name, one.max_entries)
         maps[name] = _describe(spec.btf, one, entries, members.get(name, {}))
     digest = hashlib.sha256(spec.raw).hexdigest()
-    return Layout(maps, dict(meaning or {}), digest, namespace)
+    return Layout(maps, dict(meaning or {}), digest, namespace, dict(settings or {}))
 
 
 def _definitions(btf: Btf) -> Iterator[tuple[str, dict[str, int]]]:

@@ -7,6 +7,7 @@
                 layout                     a frozen array map whose one value is the text of `mapek.bpf.layout`
                 map:NAME                   a map whose entries go on
                 link:NAME                  a link that stays attached ("ingress", "sys_enter")
+                program:NAME               a program that is asked how it did
             new:SENSOR:INTERFACE/          a place that is being made; whoever comes next removes it
 
 A bpffs takes no dot in a name, and an interface no colon, so the one stands for the other: eth0.5 is eth0:5. Every
@@ -30,11 +31,12 @@ from typing import Final
 from mapek.bpf import syscall
 from mapek.bpf.layout import Layout, parse
 from mapek.bpf.maps import BPF_ANY, Map, create_map, open_map
+from mapek.bpf.program import Program
 from mapek.bpf.xdp import Link, open_link
 from mapek.errors import AttachError, DegradedError, MapekError, PinError
 
 BPFFS: Final = Path("/sys/fs/bpf")
-_AGENT, _NEW, _MAP, _LINK, _LAYOUT = "agent:", "new:", "map:", "link:", "layout"
+_AGENT, _NEW, _MAP, _LINK, _PROGRAM, _LAYOUT = "agent:", "new:", "map:", "link:", "program:", "layout"
 _LONGEST: Final = 1 << 16
 _MAP_FREEZE: Final = 22
 END: Final = "mapek release ends it, or set persist = false"
@@ -137,6 +139,9 @@ class Place:
         _clear(self.agent / f"{_NEW}{self.name}")
         if not self.exists():
             return None
+        for half in self.path.glob(f"{_NEW}*"):
+            _check_pin(half)
+            half.unlink()
         try:
             layout = parse(self._read_layout(), self.path)
             maps: dict[str, Map] = {}
@@ -219,9 +224,32 @@ class Place:
 
     def keep(self, name: str, link: Link) -> None:
         """Let `link` outlive us, in the place of what was kept under that name."""
-        path = self.link_path(name)
-        path.unlink(missing_ok=True)
-        link.pin(path)
+        self._put(link.fd, self.link_path(name))
+        link.pinned = os.fspath(self.link_path(name))
+
+    def keep_program(self, name: str, program: Program) -> None:
+        """The same for a program, so that the next agent can ask it."""
+        self._put(program.fd, self.path / f"{_PROGRAM}{name}")
+
+    def program(self, name: str) -> Program:
+        """The program kept under that name. Raises PinError where there is none."""
+        path = self.path / f"{_PROGRAM}{name}"
+        try:
+            _check_pin(path)
+            fd = syscall.get_pinned(path)
+        except FileNotFoundError as error:
+            raise PinError("adopt", self.path, f"it has no {path.name}", END) from error
+        if (kind := syscall.kind(fd)) != "prog":
+            os.close(fd)
+            raise PinError("adopt", path, f"it is a {kind}", END)
+        return Program(fd, name)
+
+    def _put(self, fd: int, path: Path) -> None:
+        """At once in the place of what was there: at no time are both or none to be found."""
+        new = path.with_name(f"{_NEW}{path.name}")
+        new.unlink(missing_ok=True)
+        syscall.pin(fd, new)
+        new.rename(path)
 
     def remove(self) -> None:
         """Detach the links that are kept here and remove the place; nothing there is fine.
@@ -312,7 +340,8 @@ def clear_half_made(agent: Path) -> None:
 def _check_pin(path: Path) -> None:
     """Raises PinError for a pin of another user's, or a name that we never give; FileNotFoundError."""
     found = path.lstat()
-    known = path.name in (_LAYOUT, f"{_NEW}{_LAYOUT}") or path.name.startswith((_MAP, _LINK))
+    name = path.name.removeprefix(_NEW)
+    known = name == _LAYOUT or name.startswith((_MAP, _LINK, _PROGRAM))
     if not known or not stat.S_ISREG(found.st_mode):
         raise PinError("use", path, "it is not of our making", "remove it")
     if found.st_uid != os.geteuid():

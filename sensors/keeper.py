@@ -55,23 +55,41 @@ class Keeper:
         on: bool,
         interface: str = "",
         meaning: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
         max_entries: Mapping[str, int] | None = None,
     ) -> Kept:
         """What `sensor` keeps, or without `on` nothing, and no longer what it kept before.
 
         Raises AttachError and PinError as `Kept.take`.
         """
+        return await in_thread(
+            lambda: self.take_now(
+                sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,
+                max_entries=max_entries,
+            ),
+            Kept.close,
+        )  # fmt: skip
+
+    def take_now(
+        self,
+        sensor: str,
+        spec: ObjectSpec,
+        maps: tuple[str, ...],
+        *,
+        on: bool,
+        interface: str = "",
+        meaning: Mapping[str, str] | None = None,
+        settings: Mapping[str, str] | None = None,
+        max_entries: Mapping[str, int] | None = None,
+    ) -> Kept:
+        """`take` in a thread that may block."""
         assert self._agent is not None
         place = Place(self._agent, sensor, interface)
-        keep = Keep(place, maps, meaning or {}, on, lambda: self._served)
+        keep = Keep(place, maps, meaning or {}, settings or {}, on, lambda: self._served)
         swept, self._swept = self._swept, True
-
-        def taken() -> Kept:
-            if not swept:
-                self._sweep(place.agent)
-            return Kept.take(keep, spec, max_entries)
-
-        return await in_thread(taken, Kept.close)
+        if not swept:
+            self._sweep(place.agent)
+        return Kept.take(keep, spec, max_entries)
 
     def _sweep(self, agent: Path) -> None:
         """End what sensors kept that are configured no more. Blocks."""

@@ -5,28 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from mapek.bpf import pins, read_xdp
 from tests.netns.bpf.wires import udp
-from tests.netns.sensors.keeping import Agent, Traffic, agent, remove_pins
-from tests.netns.sensors.wires import Wire, run
+from tests.netns.sensors.keeping import Agent, Traffic, agent
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs")]
 UDP4 = "receive_packets,ipv4,udp,no"
 OPTIONS = {"interfaces": ["near"], "persist": True}
-
-
-@pytest.fixture
-def quiet(wire: Wire) -> Iterator[Wire]:
-    for name in ("near", "far"):
-        run(f"sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1")
-    try:
-        yield wire
-    finally:
-        remove_pins()
 
 
 def place(sensor: str = "xdp_counter", interface: str = "near") -> pins.Place:
