@@ -6,7 +6,8 @@ replacing one program neither detaches nor delays the others (freplace would do 
 on every kernel). With a directory on a bpffs the link and the array are pinned: the chain then runs on when
 the agent dies, and the next agent takes it over with BPF_LINK_UPDATE, without a gap. Both must be pinned,
 because the kernel empties an array that no user holds. Whatever else was in the chain runs on too, with nobody
-to steer it, until then: the next agent keeps only the reflector and empties the other slots.
+to steer it, until then: the next agent says which slots stay, by default the reflector's only, and empties the others.
+A lock keeps an agent from taking over the chain of another one that lives.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from mapek.bpf import pins
+from mapek.bpf.locks import Lock
 from mapek.bpf.maps import Map, ProgArrayMap, open_map
 from mapek.bpf.objects import LoadedObject, load
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec, object_path
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Link, Mode, XdpLink, attach_xdp, interface_name, open_link
-from mapek.errors import AttachError, MapekError, ObjectError
+from mapek.errors import AttachError, DegradedError, MapekError, ObjectError
 
 # The order in which programs run; the same as enum chain_slot in programs/chain.h.
 SLOTS: Final = (
@@ -39,7 +42,7 @@ SLOTS: Final = (
     "link_watch",
 )
 KEPT: Final = "link_watch"
-"""The one slot that is kept when a chain is taken over: it answers by itself, and the peers must not miss it."""
+"""The slot that is always kept when a chain is taken over: it answers by itself, and the peers must not miss it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,13 @@ class Dispatcher:
 
     Leaving the context detaches everything and removes the pins, unless `release(keep=True)` was called.
     `mode` is what resulted ("native", "generic"), `taken_over` whether a pinned chain of ours was running
-    already; of that only the slot `KEPT` stays.
+    already; of that the slot `KEPT` stays, and those that were asked for.
     """
 
-    def __init__(self, ifindex: int, mode: Mode, pin_dir: Path | None) -> None:
+    def __init__(self, ifindex: int, mode: Mode, pin_dir: Path | None, stays: Collection[str] = ()) -> None:
         self.ifindex, self.asked, self.pin_dir = ifindex, mode, pin_dir
+        self._stays = {KEPT, *stays}
+        self._held: Lock | None = None
         self.mode = ""
         self.taken_over = False
         self._link: Link | None = None
@@ -70,7 +75,11 @@ class Dispatcher:
 
     @classmethod
     def attach(
-        cls, ifindex: int, mode: Mode = "auto", pin_dir: str | os.PathLike[str] | None = None
+        cls,
+        ifindex: int,
+        mode: Mode = "auto",
+        pin_dir: str | os.PathLike[str] | None = None,
+        stays: Collection[str] = (),
     ) -> Dispatcher:
         """A dispatcher for `ifindex` in the opening task's network namespace; nothing happens until it is
         opened.
@@ -78,11 +87,12 @@ class Dispatcher:
         Args:
             mode: as for `attach_xdp`.
             pin_dir: directory on a bpffs, one per interface; made if missing.
+            stays: slots whose programs run on when a chain is taken over.
 
-        Opening raises AttachError when a foreign program holds the hook (named, with its id), and as `load`
-        and `attach_xdp` do.
+        Opening raises AttachError when another agent holds the hook (named, with its pid) or a foreign program
+        (named, with its id), PinError when `pin_dir` is not ours, and as `load` and `attach_xdp` do.
         """
-        return cls(ifindex, mode, None if pin_dir is None else Path(pin_dir))
+        return cls(ifindex, mode, None if pin_dir is None else Path(pin_dir), stays)
 
     async def open(self) -> Self:
         """Load and attach, or take over; done by `await` and `async with`."""
@@ -171,8 +181,20 @@ class Dispatcher:
         async with self._lock:
             await in_thread(lambda: self._close(keep))
 
+    async def pin(self, pin_dir: Path) -> None:
+        """Let the chain outlive us from now on; nothing to do where it does already. Raises as `Map.pin`, PinError."""
+        async with self._lock:
+            if self.pin_dir is None and self._link is not None:
+                link = self._link
+                await in_thread(lambda: self._pin(link, pin_dir))
+                self.pin_dir = pin_dir
+
     def _open(self) -> None:
         try:
+            # Where there is no place for locks, the kernel still lets nobody attach beside us.
+            with contextlib.suppress(DegradedError):
+                on = interface_name(self.ifindex)
+                self._held = Lock.take(f"if{self.ifindex}", "attach the chain to", on)
             if self.pin_dir is not None and self._take_over(self.pin_dir):
                 return
             loaded = self._object = load(ObjectSpec.read(object_path("dispatcher")))
@@ -180,24 +202,24 @@ class Dispatcher:
             link = self._link = attach_xdp(loaded.programs["dispatcher"], self.ifindex, self.asked)
             self.mode = link.mode
             if self.pin_dir is not None:
-                self._pin(link)
+                self._pin(link, self.pin_dir)
         except BaseException:
             # Closing an unpinned link detaches it; what was running before us is left alone.
             self._drop()
             raise
 
-    def _pin(self, link: Link) -> None:
-        assert self.pin_dir is not None
-        self.pin_dir.mkdir(parents=True, exist_ok=True)
+    def _pin(self, link: Link, pin_dir: Path) -> None:
+        pins.ensure(pin_dir)
         # The array first: a pinned link without it would run an empty chain for ever.
-        self.chain.pin(self.pin_dir / "chain")
+        self.chain.pin(pin_dir / "chain")
         try:
-            link.pin(self.pin_dir / "link")
+            link.pin(pin_dir / "link")
         except BaseException:
-            (self.pin_dir / "chain").unlink(missing_ok=True)
+            (pin_dir / "chain").unlink(missing_ok=True)
             raise
 
     def _take_over(self, pin_dir: Path) -> bool:
+        pins.check(pin_dir)
         try:
             link = open_link(pin_dir / "link")
         except FileNotFoundError:
@@ -228,7 +250,7 @@ class Dispatcher:
         link.update(loaded.programs["dispatcher"])
         for index, name in enumerate(SLOTS):
             # Its owner is dead: nobody could release what it drops, and who is configured again joins by itself.
-            if name != KEPT:
+            if name not in self._stays:
                 self._chain.remove(index)
         self.mode, self.taken_over = state.mode, True
         return True
@@ -252,6 +274,9 @@ class Dispatcher:
             if thing is not None:
                 thing.close()
         self._link = self._object = self._chain = None
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
 
 def _index(slot: str) -> int:

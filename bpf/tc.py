@@ -10,8 +10,9 @@ import struct
 from typing import Final, Literal
 
 from mapek.bpf import syscall
-from mapek.bpf.clsact import ClsactFilter, attach_clsact
+from mapek.bpf.clsact import ClsactFilter, attach_clsact, find_clsact
 from mapek.bpf.clsact import Direction as Direction
+from mapek.bpf.keep import Kept
 from mapek.bpf.program import Program
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import LINK_TCX, Link, interface_name
@@ -65,6 +66,33 @@ def attach_tc(program: Program, ifindex: int, direction: Direction = "ingress", 
     if way == "auto" and isinstance(error, FeatureError):
         return attach_clsact(program, ifindex, direction)
     raise error
+
+
+def attach_tc_kept(
+    program: Program, ifindex: int, direction: Direction, way: Way, kept: Kept, name: str
+) -> TcLink:
+    """`attach_tc`, or where an agent before us left its program running, ours in the place of that, without a gap.
+
+    Args:
+        kept: where a link is kept, under `name`. A filter stays by itself, and is found by its program's name.
+    """
+    link = kept.link(name, open_tcx, lambda one: (one.ifindex, one.direction) == (ifindex, direction))
+    if link is not None:
+        try:
+            link.update(program)
+        except BaseException:
+            link.close()
+            raise
+        return link
+    if kept.adopted:
+        for one in find_clsact():
+            if (one.ifindex, one.direction, one.program) == (ifindex, direction, program.name):
+                one.update(program)
+                return one
+    attached = attach_tc(program, ifindex, direction, way)
+    if isinstance(attached, TcxLink):
+        kept.hold(name, attached)
+    return attached
 
 
 async def attach_tc_async(

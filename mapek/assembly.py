@@ -55,7 +55,15 @@ async def build(
         journal = await open_journal(config.node.state_dir, boot, begin=begin_thread)
         try:
             async with Loop(
-                knowledge, clock, touchpoints, analyzers, policies, journal=journal, tap=tap, tally=tally
+                knowledge,
+                clock,
+                touchpoints,
+                analyzers,
+                policies,
+                journal=journal,
+                tap=tap,
+                tally=tally,
+                state_dir=config.node.state_dir,
             ) as loop:
                 for plan in journal.found.open:
                     journal.reconciled(plan, *_read_back(plan, knowledge))

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mapek.clock import Clock
     from mapek.knowledge import Knowledge
     from mapek.model import (
@@ -78,6 +80,8 @@ class Surroundings:
         knowledge: the loop's knowledge, to read.
         spawn: run a coroutine as a supervised task of this touchpoint; it is cancelled at close.
         commons: what touchpoints of one loop share, by type; see `shared`.
+        state_dir: the agent's own directory; None if it has none. It tells one agent's things from another's.
+        touchpoints: the names of all touchpoints of this loop.
     """
 
     emit: Callable[[Event], None]
@@ -85,6 +89,8 @@ class Surroundings:
     knowledge: Knowledge
     spawn: Callable[[Awaitable[None]], None]
     commons: dict[type, object] = field(default_factory=dict)
+    state_dir: Path | None = None
+    touchpoints: frozenset[str] = frozenset()
 
     def shared(self, kind: type[T]) -> T:
         """The one `kind()` of this loop, such as the owner of the XDP hooks that several sensors attach to."""

@@ -85,3 +85,7 @@ class PluginError(PermanentError):
 
 class RecordingError(PermanentError):
     """A recording is damaged, foreign or of a newer form."""
+
+
+class PinError(DegradedError):
+    """What is pinned is not ours, or not what it was kept as: it is left alone, and so is what would replace it."""

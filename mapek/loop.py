@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 from mapek.analyze import Analyze
@@ -92,6 +93,7 @@ class Loop:
         journal: told of intents, results and incidents.
         effects: what answers inquiries and carries out plans; by default the touchpoints.
         tap: see `Tap`.
+        state_dir: the agent's own directory, for the touchpoints.
         replay: the inputs bring their own ticks and ends of plans; time is virtual, nothing is deferred.
     """
 
@@ -108,12 +110,13 @@ class Loop:
         tap: Tap | None = None,
         tally: Tally | None = None,
         replay: bool = False,
+        state_dir: Path | None = None,
     ) -> None:
         self.knowledge, self.clock = knowledge, clock
         self.tally = tally or Tally()
         self.journal = journal or NoJournal()
         self.supervision = Supervision(clock, self.tally)
-        self.monitor = Monitor(touchpoints, clock, knowledge, self.supervision, self.feed)
+        self.monitor = Monitor(touchpoints, clock, knowledge, self.supervision, self.feed, state_dir)
         self._analyze = Analyze(analyzers, knowledge, self.supervision)
         self._planner = Planner(policies, knowledge, self.supervision)
         self._execute = Execute(self.monitor.watched, clock, self.supervision, self.journal, self.feed)

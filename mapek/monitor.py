@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mapek.clock import Clock, Timer
 from mapek.contracts import Status, Surroundings, Touchpoint
@@ -48,6 +49,7 @@ class Monitor:
 
     Args:
         feed: takes every frame and event.
+        state_dir: as in `Surroundings`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Monitor:
         knowledge: Knowledge,
         supervision: Supervision,
         feed: Callable[[Frame | Event], None],
+        state_dir: Path | None = None,
     ) -> None:
         self.watched: dict[str, Watched] = {}
         for touchpoint in touchpoints:
@@ -67,6 +70,7 @@ class Monitor:
         self._raster_ns = 0
         """A moment at which all are read that are due about then, and again after each period; 0: not known yet."""
         self._clock, self._knowledge, self._supervision, self._feed = clock, knowledge, supervision, feed
+        self._state_dir = state_dir
 
     async def start(self) -> dict[str, MapekError]:
         """Open all touchpoints at the same time, for most of that is waiting for the kernel, but each after those
@@ -105,6 +109,8 @@ class Monitor:
             knowledge=self._knowledge,
             spawn=lambda work: self._spawn(watched, work),
             commons=self._commons,
+            state_dir=self._state_dir,
+            touchpoints=frozenset(self.watched),
         )
         try:
             await self._supervision.run(touchpoint.name, touchpoint.open(surroundings))

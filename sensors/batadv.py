@@ -32,6 +32,7 @@ from mapek.sensors.ingress import (
     variants_of,
 )
 from mapek.sensors.interfaces import Interfaces
+from mapek.sensors.keeper import Keeper, keeper
 
 SLOT: Final = "batadv"
 SCHEMA: Final = Schema(
@@ -92,6 +93,7 @@ class Batadv(Touchpoint):
     Options:
         interfaces: those under the mesh; by default those of all paths.
         mode: "auto", "native", "generic" or "tc".
+        persist: let the counters and the program outlive the agent.
         neighbours: how many of an interface have rows and events.
         silent_after: intervals without a frame until a neighbour is silent.
         forget_s: after so long without a frame a neighbour's row goes; the remainder does not get its counts.
@@ -122,7 +124,9 @@ class Batadv(Touchpoint):
         self._most = take(options, "neighbours", int, 32, minimum=1, maximum=256)
         self._silent_after = take(options, "silent_after", int, 5, minimum=2, maximum=1000)
         self._forget_s = take(options, "forget_s", float, 3600.0, minimum=60, maximum=604800)
+        self._persist = take(options, "persist", bool, False)
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
         self._program: IngressProgram | None = None
         self._own: Map | None = None
         self._asked: socket.socket | None = None
@@ -133,6 +137,7 @@ class Batadv(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
         self._how, self._lesser = await choose_mode(self.name, self.variants, self._mode)
         spec = await in_thread(lambda: ObjectSpec.read(object_path("batadv")))
         self._program = IngressProgram(spec, SLOT, "batadv", "batadv_tc")
@@ -154,8 +159,17 @@ class Batadv(Touchpoint):
         assert self._program is not None
         assert self._own is not None
         reuse: dict[str, Map | int] = {} if former is None else {name: former.map(name) for name in _KEPT}
+        assert self._keeper is not None
+        kept = await self._keeper.take(
+            self.name, self._program.spec, _KEPT, on=self._persist, interface=link.name
+        )
         ingress = await join_ingress(
-            self._around.shared(Hooks), link, self._program, self._how, reuse={**reuse, "own": self._own}
+            self._around.shared(Hooks),
+            link,
+            self._program,
+            self._how,
+            reuse={**reuse, "own": self._own},
+            kept=kept,
         )
         try:
             if former is not None:
@@ -211,6 +225,8 @@ class Batadv(Touchpoint):
         attached = list(self._interfaces.attached.values())
         if around is None or not attached:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         now = around.clock.now_ns()
         entities: list[Entity] = []
         counters, gauges = [], []
@@ -235,7 +251,9 @@ class Batadv(Touchpoint):
         attached = self._interfaces.places()
         why = tuple(one.ingress.why for one in self._interfaces.attached.values() if one.ingress.why)
         counts = {**self._tallies, "own_not_known": self._unknown}
-        return Status(bool(attached), attached, (*self._lesser, *self._interfaces.troubles(), *why), counts)
+        kept = tuple(word for one in self._interfaces.attached.values() for word in one.ingress.lesser)
+        words = (*self._lesser, *self._interfaces.troubles(), *why, *kept)
+        return Status(bool(attached), attached, words, counts)
 
 
 def _turn(now: int, entity: Entity, rows: Rows, place: int) -> Event:

@@ -7,21 +7,27 @@ that must be common are passed on with `reuse`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import os
+import socket
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mapek.bpf import Dispatcher, ObjectSpec, load_async
+from mapek.bpf import Dispatcher, ObjectSpec, load_async, pins
+from mapek.bpf.keep import Kept
 from mapek.bpf.maps import Map
 from mapek.bpf.objects import LoadedObject
+from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode, interface_name
-from mapek.errors import FeatureError
+from mapek.errors import FeatureError, MapekError
 
 
 @dataclass(slots=True)
 class _Hook:
     dispatcher: Dispatcher
     members: set[str] = field(default_factory=set)
+    stays: bool = False
+    """Somebody who left wants the chain to run on."""
 
 
 class Hooks:
@@ -30,6 +36,8 @@ class Hooks:
     def __init__(self) -> None:
         self.pin_of: Callable[[int], Path | None] = lambda _: None
         """Where the chain of an interface is pinned; set by the one whose program outlives the process."""
+        self.stays_of: Callable[[str], Collection[str]] = lambda _: ()
+        """The slots of an interface whose programs run on when a chain is taken over; set by who keeps them."""
         self._hooks: dict[int, _Hook] = {}
         self._locks: dict[int, asyncio.Lock] = {}
 
@@ -44,8 +52,11 @@ class Hooks:
         rodata: Mapping[str, int | bytes] | None = None,
         reuse: Mapping[str, Map | int] | None = None,
         max_entries: Mapping[str, int] | None = None,
+        kept: Kept | None = None,
     ) -> LoadedObject:
         """Load `program` of `spec` into `slot` of the interface's chain; the caller closes the result after `leave`.
+
+        With `kept` the chain is pinned, and the maps that are kept of this interface go on.
 
         Raises what `Dispatcher` and `load` raise, and FeatureError for mode "native" where the chain that others
         run in is generic.
@@ -58,7 +69,9 @@ class Hooks:
                 await hook.dispatcher.release(keep=False)
                 hook = None
             if hook is None:
-                hook = _Hook(await Dispatcher.attach(ifindex, mode, self.pin_of(ifindex)))
+                interface = socket.if_indextoname(ifindex)
+                pin = self._pin(ifindex, interface, kept)
+                hook = _Hook(await Dispatcher.attach(ifindex, mode, pin, self.stays_of(interface)))
                 self._hooks[ifindex] = hook
             elif mode == "native" and hook.dispatcher.mode != "native":
                 # Else who comes first would decide how the others are attached.
@@ -68,14 +81,19 @@ class Hooks:
                 )
             options = hook.dispatcher.options(slot)
             try:
+                if kept is not None and kept.holds:
+                    await self._pin_too(hook, ifindex, kept)
+                going_on = kept.reuse() if kept is not None else {}
                 loaded = await load_async(
                     spec,
                     programs={program},
                     rodata={**(rodata or {}), **options.rodata},
-                    reuse={**(reuse or {}), **options.reuse},
+                    reuse={**(reuse or {}), **going_on, **options.reuse},
                     max_entries=max_entries,
                 )
                 try:
+                    if kept is not None and kept.is_of_interface:
+                        await in_thread(lambda: kept.settle(loaded))
                     await hook.dispatcher.set(slot, loaded.programs[program])
                 except BaseException:
                     loaded.close()
@@ -90,6 +108,21 @@ class Hooks:
                 raise
             hook.members.add(slot)
             return loaded
+
+    def _pin(self, ifindex: int, interface: str, kept: Kept | None) -> Path | None:
+        wanted = self.pin_of(ifindex)
+        if wanted is None:
+            found = pins.chain_dir(interface)
+            # One that was left there would only be in the way.
+            left = found.is_dir() and found.stat().st_uid == os.geteuid() and not pins.trouble()
+            wanted = found if left or (kept is not None and kept.holds) else None
+        return wanted
+
+    async def _pin_too(self, hook: _Hook, ifindex: int, kept: Kept) -> None:
+        try:
+            await hook.dispatcher.pin(pins.chain_dir(socket.if_indextoname(ifindex)))
+        except (MapekError, OSError) as error:
+            kept.give_up(error.why if isinstance(error, MapekError) else error.strerror or str(error))
 
     def _lock(self, ifindex: int) -> asyncio.Lock:
         return self._locks.setdefault(ifindex, asyncio.Lock())
@@ -115,8 +148,9 @@ class Hooks:
             stays = keep and hook.dispatcher.pin_dir is not None and hook.dispatcher.alive
             if not stays and hook.dispatcher.alive:
                 await hook.dispatcher.remove(slot)
+            hook.stays = hook.stays or stays
             if hook.members == {slot}:
-                await hook.dispatcher.release(keep=stays)
+                await hook.dispatcher.release(keep=hook.stays and hook.dispatcher.alive)
                 del self._hooks[ifindex]
             # Forgotten last, so that leaving can be done again when it was cancelled.
             hook.members.discard(slot)

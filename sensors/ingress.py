@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mapek.bpf import LoadedObject, ObjectSpec, attach_tc_async, load_async
+from mapek.bpf import LoadedObject, ObjectSpec, load_async
+from mapek.bpf.keep import Kept
 from mapek.bpf.maps import Map
-from mapek.bpf.tc import TcLink
+from mapek.bpf.program import Program
+from mapek.bpf.tc import Direction, TcLink, Way, attach_tc, attach_tc_kept
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
 from mapek.contracts import Variant
@@ -72,14 +74,23 @@ class Ingress:
     _hooks: Hooks | None = None
     _slot: str = ""
     _links: list[TcLink] = field(default_factory=list)
+    _kept: Kept | None = None
+
+    @property
+    def lesser(self) -> tuple[str, ...]:
+        """Why it does not outlive us although it should, for `Status.degraded`."""
+        trouble = self._kept.trouble if self._kept is not None and self._kept.is_of_interface else ""
+        return (trouble,) if trouble else ()
 
     async def leave(self) -> None:
-        """Take the program off; its maps stay open."""
+        """Take the program off, unless it is kept; its maps stay open."""
+        stays = self._kept is not None and self._kept.stays
         # Forgotten after it is done, so that it can be done again when it was cancelled.
         if self._hooks is not None:
-            await self._hooks.leave(self.entity.generation, self._slot)
+            await self._hooks.leave(self.entity.generation, self._slot, keep=stays)
             self._hooks = None
-        await detach_all(self._links)
+        await detach_all(self._links, keep=stays)
+        await _leave(self._kept)
 
     def close(self) -> None:
         """Close programs and maps."""
@@ -111,11 +122,41 @@ class Joined:
         self.ingress.close()
 
 
-async def detach_all(links: list[TcLink]) -> None:
-    """Detach the last one first, and forget each only then: who comes again finds what is not undone."""
+async def _leave(kept: Kept | None) -> None:
+    """Whoever keeps it of all interfaces leaves it by himself."""
+    if kept is not None and kept.is_of_interface:
+        await in_thread(kept.leave)
+
+
+async def attach_tc_to(
+    program: Program, ifindex: int, direction: Direction, way: Way, kept: Kept | None, name: str
+) -> TcLink:
+    """`mapek.bpf.attach_tc` in a thread, or with `kept` in the place of what an agent before us kept there as `name`;
+    a cancelled attach is undone, unless there was one before."""
+
+    def attach() -> TcLink:
+        if kept is None:
+            return attach_tc(program, ifindex, direction, way)
+        return attach_tc_kept(program, ifindex, direction, way, kept, name)
+
+    def undo(link: TcLink) -> None:
+        if kept is not None and kept.stays:
+            link.close()
+        else:
+            link.detach()
+
+    return await in_thread(attach, undo)
+
+
+async def detach_all(links: list[TcLink], *, keep: bool = False) -> None:
+    """Detach the last one first, and forget each only then: who comes again finds what is not undone. With `keep`
+    those that outlive us stay."""
     while links:
         last = links[-1]
-        await last.detach_async()
+        if keep:
+            await in_thread(last.close)
+        else:
+            await last.detach_async()
         if last in links:
             links.remove(last)
 
@@ -129,6 +170,7 @@ async def join_ingress(
     rodata: Mapping[str, int | bytes] | None = None,
     reuse: Mapping[str, Map | int] | None = None,
     max_entries: Mapping[str, int] | None = None,
+    kept: Kept | None = None,
 ) -> Ingress:
     """Load the program for `link` (generation: ifindex) and let it run on what arrives there.
 
@@ -136,11 +178,30 @@ async def join_ingress(
         mode: one of `MODES`; "auto" takes tc where the driver has no XDP or another program holds its hook. A
             program without tc goes by generic XDP then.
         rodata, reuse, max_entries: as for `mapek.bpf.load`.
+        kept: what is kept of this interface, which is left with it, or of all of the sensor's.
 
     Raises:
         AttachError, FeatureError, PrivilegeError, VerifierError: as `mapek.bpf.load` and the attachments.
     """
+    try:
+        return await _join(hooks, link, program, mode, rodata or {}, reuse or {}, max_entries or {}, kept)
+    except BaseException:
+        await _leave(kept)
+        raise
+
+
+async def _join(
+    hooks: Hooks,
+    link: Entity,
+    program: IngressProgram,
+    mode: str,
+    rodata: Mapping[str, int | bytes],
+    reuse: Mapping[str, Map | int],
+    max_entries: Mapping[str, int],
+    kept: Kept | None,
+) -> Ingress:
     why = ""
+    place = "ingress" if kept is None or kept.is_of_interface else link.name
     if mode != "tc":
         wanted: Mode = "generic" if mode == "generic" else "native"
         if mode == "auto" and not program.tc:
@@ -155,20 +216,32 @@ async def join_ingress(
                 rodata=rodata,
                 reuse=reuse,
                 max_entries=max_entries,
+                kept=kept,
             )
         except (AttachError, FeatureError) as error:
             if mode != "auto" or not program.tc:
                 raise
             why = str(error)
         else:
+            if kept is not None:
+                await in_thread(lambda: kept.drop(place))
             where = f"xdp {hooks.mode(link.generation)}"
-            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot)
+            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot, _kept=kept)
+    going_on = kept.reuse() if kept is not None else {}
     loaded = await load_async(
-        program.spec, programs={program.tc}, rodata=rodata, reuse=reuse, max_entries=max_entries
+        program.spec,
+        programs={program.tc},
+        rodata=rodata,
+        reuse={**reuse, **going_on},
+        max_entries=max_entries,
     )
     try:
-        attached = await attach_tc_async(loaded.programs[program.tc], link.generation, "ingress")
+        if kept is not None and kept.is_of_interface:
+            await in_thread(lambda: kept.settle(loaded))
+        attached = await attach_tc_to(
+            loaded.programs[program.tc], link.generation, "ingress", "auto", kept, place
+        )
     except BaseException:
         loaded.close()
         raise
-    return Ingress(link, loaded, f"tc {attached.way}", why, _links=[attached])
+    return Ingress(link, loaded, f"tc {attached.way}", why, _links=[attached], _kept=kept)

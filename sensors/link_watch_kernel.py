@@ -23,6 +23,7 @@ from mapek.bpf import (
     attach_tc_async,
     load_async,
     object_path,
+    pins,
 )
 from mapek.bpf.maps import ArrayMap, Map
 from mapek.bpf.tc import TcLink
@@ -34,13 +35,13 @@ from mapek.errors import AttachError, DegradedError, FeatureError
 from mapek.knowledge.topology import Address, Path, Peer
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import NEEDS
+from mapek.sensors.keeper import keeper
 from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
 from mapek.sensors.prober import Target
 from mapek.sensors.stamp import session_key
 from mapek.sensors.variants import Choice, choose
 
-BPFFS: Final = FilePath("/sys/fs/bpf")
 SLOT: Final = "link_watch"
 _SHARED: Final = ("configs", "paths", "peers", "events", "watchdogs")
 _NEEDS: Final = (*NEEDS, "ringbuf", "mmapable_array")
@@ -174,6 +175,7 @@ class Kernel:
         }
         hooks = around.shared(Hooks)
         hooks.pin_of = self.pin_dir
+        keeper(around)
         one = Attachment(interface, ifindex, targets, hooks, None, None, None, ())
         try:
             await self._attach_programs(one)
@@ -231,18 +233,17 @@ class Kernel:
             if word not in self.degraded:
                 self.degraded.append(word)
             return None
-        namespace = os.stat("/proc/thread-self/ns/net").st_ino
-        return BPFFS / "mapek" / str(namespace) / interface
+        return pins.chain_dir(interface)
 
     def unpinned(self, interface: str) -> str:
         """Why the reflector cannot be pinned here, "" when it can or shall not be. Raises DegradedError where it
         must be."""
-        if self._pin == "no" or (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
+        if self._pin == "no" or not (why := pins.trouble()):
             return ""
         if self._pin == "yes":
             do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
-            raise DegradedError("pin the reflector of", interface, f"{BPFFS} is no writable bpffs", do)
-        return "the reflector does not outlive this agent: no writable bpffs on /sys/fs/bpf"
+            raise DegradedError("pin the reflector of", interface, why, do)
+        return f"the reflector does not outlive this agent: {why}"
 
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""

@@ -11,11 +11,13 @@ from typing import ClassVar, Final
 
 import numpy as np
 
-from mapek.bpf import RingBuffer
+from mapek.bpf import ObjectSpec, RingBuffer
+from mapek.bpf.keep import Kept
 from mapek.bpf.worker import in_thread
 from mapek.config.options import error, take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema
+from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.links import Links
 from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint
 from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFIC, sample
@@ -74,6 +76,7 @@ class NetEvents(Touchpoint):
         samples_per_s: events "net.drop", "net.retransmit", ... told in detail, of each kind at most so many a second,
             0 for none, else 0.001 to 10 000.
         packets: count what each interface receives and sends too, which costs something for every packet.
+        persist: let the counters and the programs outlive the agent.
         all_namespaces: count what happens in all network namespaces, not only in ours; not with `packets`.
 
     Needs kernel 5.10, CAP_BPF and CAP_PERFMON; without the kernel's BTF also CAP_DAC_READ_SEARCH and tracefs.
@@ -111,7 +114,10 @@ class NetEvents(Touchpoint):
         if self._packets and self._everywhere:
             why = "counts by interface numbers, which every network namespace has anew"
             raise error(options, "packets", why, "leave out packets or all_namespaces")
+        self._persist = take(options, "persist", bool, False)
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
+        self._opened_ns = 0
         self._running: Running | None = None
         self._choice: Choice | None = None
         self._schema = SCHEMA
@@ -121,10 +127,12 @@ class NetEvents(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to the tracepoints; those that this kernel lacks are left out and said."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
+        self._opened_ns = surroundings.clock.now_ns()
         choice = self._choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
         start = start_btf if choice.variant.name == "tp_btf" else start_tracepoint
         running = self._running = await in_thread(
-            lambda: start(self._constants(), self._packets, self._everywhere), Running.close
+            lambda: start(self._constants(), self._packets, self._everywhere, self._keep), Running.close
         )
         self._carried = None if running.traffic is None else Traffic(running.traffic)
         self._schema, self._shown = schema_of(running.reasons, () if self._carried is None else (OTHER,)), 1
@@ -133,6 +141,15 @@ class NetEvents(Touchpoint):
         if self._rate:
             running.ring = RingBuffer(running.loaded.maps["samples"], self._tell)
             running.ring.start()
+
+    def _keep(
+        self, spec: ObjectSpec, maps: tuple[str, ...], settings: Mapping[str, str], sizes: Mapping[str, int]
+    ) -> Kept:
+        assert self._keeper is not None
+        meaning = {"namespaces": "all" if self._everywhere else "own"}
+        return self._keeper.take_now(
+            self.name, spec, maps, on=self._persist, meaning=meaning, settings=settings, max_entries=sizes
+        )
 
     def _constants(self) -> dict[str, int | bytes]:
         if not self._rate:
@@ -155,6 +172,8 @@ class NetEvents(Touchpoint):
         if running is None or around is None:
             return
         one = sample(record)
+        if one.time_ns < self._opened_ns:
+            return  # left in a ring that was kept: no news any more
         node = Entity("node", around.knowledge.topology.node)
         around.emit(Event(one.time_ns, node, f"net.{one.kind}", one.fields(running.names)))
 
@@ -166,6 +185,8 @@ class NetEvents(Touchpoint):
         running, around = self._running, self._around
         if running is None or around is None:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         tcp = np.einsum("cef->ef", running.counts["tcp"]).ravel()
         drops = np.zeros(len(running.reasons), np.uint64)
         np.add.at(drops, running.columns, np.einsum("cr->r", running.counts["drops"]))
@@ -186,6 +207,8 @@ class NetEvents(Touchpoint):
         if running is None:
             return Status(False)
         degraded = (*(self._choice.degraded() if self._choice else ()), *running.missing)
+        if running.kept is not None and running.kept.trouble:
+            degraded = (*degraded, running.kept.trouble)
         losses = np.einsum("cl->l", running.counts["losses"]).tolist()
         return Status(
             bool(running.where), dict(running.where), degraded, dict(zip(LOSSES, losses, strict=True))

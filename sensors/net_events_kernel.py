@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -21,12 +22,15 @@ from mapek.bpf import (
     object_path,
     tracing,
 )
+from mapek.bpf.keep import Kept
 from mapek.bpf.maps import possible_cpus
+from mapek.bpf.xdp import Link, open_link
 from mapek.errors import FeatureError
 from mapek.sensors.net_events_layout import COUNTS, OTHER_REASON, REASONS, TCP_EVENTS, TRAFFIC, tcp_format
 from mapek.sensors.net_events_names import UNSPECIFIED, fields, reasons_of_btf, reasons_of_format
 
 OTHER: Final = "other"
+_KEPT: Final = ("counts", "traffic", "samples")
 _TP: Final = {
     "net_retransmit": ("tcp", "tcp_retransmit_skb"),
     "net_synack": ("tcp", "tcp_retransmit_synack"),
@@ -53,56 +57,88 @@ class Running:
     where: dict[str, str]
     missing: list[str]
     ring: RingBuffer | None = None
+    kept: Kept | None = None
 
     def close(self) -> None:
-        """Detach and close; blocks for milliseconds, but for the ring, which is the event loop's."""
+        """Detach, but for what is kept, and close; blocks for milliseconds, but for the ring, which is the event
+        loop's."""
         for one in self.attached:
             one.close()
         self.loaded.close()
+        if self.kept is not None:
+            self.kept.leave()
 
 
-def start_btf(constants: Mapping[str, int | bytes], packets: bool, everywhere: bool) -> Running:
+Keeps = Callable[[ObjectSpec, tuple[str, ...], Mapping[str, str], Mapping[str, int]], Kept]
+"""Takes what is kept of an object's maps, with these settings and sizes."""
+
+
+def start_btf(
+    constants: Mapping[str, int | bytes], packets: bool, everywhere: bool, keep: Keeps | None = None
+) -> Running:
     """With the kernel's BTF. Blocks for 100 ms. Raises as `mapek.bpf.load` and the attachments.
 
     Args:
         constants: for sampling, as the programs call them.
         packets: count what each interface carries.
         everywhere: count all network namespaces, not only the calling thread's.
+        keep: None: nothing is kept.
     """
     wanted = [*_TP, *(_PACKETS if packets else ())]
     # Of this thread, which lives in the namespace of whoever opened us.
     own = os.stat("/proc/thread-self/ns/net").st_ino
-    loaded = load(
-        ObjectSpec.read(object_path("net_events")),
-        programs=wanted,
-        rodata={**constants, "own_netns": 0 if everywhere else own},
-        max_entries={"counts": possible_cpus()},
-    )
+    spec, sizes = ObjectSpec.read(object_path("net_events")), {"counts": possible_cpus()}
     with contextlib.ExitStack() as undo:
+        kept = None
+        if keep is not None:
+            settings = {**{name: str(value) for name, value in constants.items()}, "packets": str(packets)}
+            kept = keep(spec, _KEPT, settings, sizes)
+            undo.callback(kept.leave)
+        loaded = load(
+            spec,
+            # Loaded in any case: which of the tracepoints are there is seen by attaching.
+            programs=wanted,
+            rodata={**constants, "own_netns": 0 if everywhere else own},
+            max_entries=sizes,
+            reuse=kept.reuse() if kept is not None else {},
+        )
         undo.callback(loaded.close)
+        if kept is not None:
+            kept.settle(loaded)
         try:
             with open(_KERNEL_BTF, "rb") as file:
                 names = reasons_of_btf(file.read(64 << 20))
         except OSError:
             names = {}
         running = _begin(loaded, names)
+        running.kept = kept
         undo.callback(lambda: [one.close() for one in running.attached])
         if packets:
             running.traffic = loaded.map("traffic", PerCpuHashMap)
             # The row of those that find no place is there before anybody looks for one.
-            running.traffic.update(bytes(4), bytes(8 * len(TRAFFIC) * possible_cpus()))
+            if running.traffic.lookup(bytes(4)) is None:
+                running.traffic.update(bytes(4), bytes(8 * len(TRAFFIC) * possible_cpus()))
         for program in wanted:
             if program in _PACKETS:
-                running.attached.append(tracing.attach_btf_tracepoint(loaded.programs[program]))
-                running.where[loaded.spec.programs[program].section.partition("/")[2]] = "tp_btf"
+                place = loaded.spec.programs[program].section.partition("/")[2]
+                attach = partial(tracing.attach_btf_tracepoint, loaded.programs[program])
+                running.attached.append(_link(kept, place, attach))
+                running.where[place] = "tp_btf"
                 continue
             _attach(running, program, "raw_tp")
+        if kept is not None:
+            kept.only(*running.where)
         undo.pop_all()
     return running
 
 
-def start_tracepoint(constants: Mapping[str, int | bytes], packets: bool, everywhere: bool) -> Running:
+def start_tracepoint(
+    constants: Mapping[str, int | bytes], packets: bool, everywhere: bool, keep: Keeps | None = None
+) -> Running:
     """Without BTF: what the tracepoints tell by themselves. As `start_btf`, and FeatureError without tracefs."""
+    kept = None
+    if keep is not None and (kept := keep(ObjectSpec.read(object_path("net_events_tp")), (), {}, {})).holds:
+        kept.lost("perf events end with their process")
     missing: list[str] = []
     told = {}
     for program, (category, event) in _TP.items():
@@ -130,6 +166,7 @@ def start_tracepoint(constants: Mapping[str, int | bytes], packets: bool, everyw
     with contextlib.ExitStack() as undo:
         undo.callback(loaded.close)
         running = _begin(loaded, reasons_of_format(drop))
+        running.kept = kept
         undo.callback(lambda: [one.close() for one in running.attached])
         running.missing.extend(missing)
         for program in told:
@@ -155,11 +192,20 @@ def _begin(loaded: LoadedObject, names: Mapping[int, str]) -> Running:
     return Running(loaded, [], counts, reasons, columns, {**names, 0: UNSPECIFIED}, None, {}, [])
 
 
+def _link(kept: Kept | None, name: str, attach: Callable[[], Link]) -> Link:
+    """The link that an agent before us left, if its program is what ours would be; else ours."""
+    if kept is None:
+        return attach()
+    found = kept.link(name, open_link, lambda _: True) if kept.unchanged else None
+    return found or kept.attach(name, attach)
+
+
 def _attach(running: Running, program: str, way: str) -> None:
     category, event = _TP[program]
     try:
         if way == "raw_tp":
-            one: tracing.Attachment = tracing.attach_raw_tracepoint(running.loaded.programs[program], event)
+            attach = partial(tracing.attach_raw_tracepoint, running.loaded.programs[program], event)
+            one: tracing.Attachment = _link(running.kept, event, attach)
         else:
             one = tracing.attach_tracepoint(running.loaded.programs[program], category, event)
     except FeatureError as error:

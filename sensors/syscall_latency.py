@@ -15,12 +15,15 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from mapek.bpf import ObjectSpec
+from mapek.bpf.keep import Kept
 from mapek.bpf.worker import in_thread
 from mapek.config.options import error, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, FeatureError
 from mapek.model import Entity, Frame, Metric, Schema
 from mapek.sensors.cgroups import is_below, require_cgroups
+from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.syscall_latency_histogram import BOUNDS_S, EDGES_NS, quantile
 from mapek.sensors.syscall_latency_kernel import (
     ALL,
@@ -94,6 +97,7 @@ class SyscallLatency(Touchpoint):
         cgroup: a path below the cgroup v2 mount, with all cgroups below it; one made anew is found again.
         all: watch every process of the machine.
         variant: how to attach.
+        persist: let the counters and the programs outlive the agent; not those of a list of processes.
 
     Needs kernel 5.10 on x86-64 or arm64, CAP_BPF and CAP_PERFMON.
     """
@@ -135,6 +139,8 @@ class SyscallLatency(Touchpoint):
             self._kind = PROCESS if self._processes == (SELF,) else PROCESS_SET
             name = "mapek" if self._kind == PROCESS else ",".join(self._processes)
             self._entity = Entity("service", name)
+        self._persist = take(options, "persist", bool, False)
+        self._keeper: Keeper | None = None
         self._schema = schema_of(names)
         self._around: Surroundings | None = None
         self._running: Running | None = None
@@ -153,6 +159,7 @@ class SyscallLatency(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach. Raises what `start` raises; AttachError when no process of the list, or no such cgroup, is there."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
         self._gone.clear()
         if set(self._processes) - {SELF} and not await in_thread(sees_all_processes):
             why = "this is a pid namespace of its own, and its process ids mean others to the kernel"
@@ -173,7 +180,7 @@ class SyscallLatency(Touchpoint):
 
     def _start(self, whose: Filter) -> Running:
         if whose.kind != CGROUP:
-            return start(self._syscalls, whose, self.wanted_variant)
+            return start(self._syscalls, whose, self.wanted_variant, keep=self._keep)
         self._directory = f"{require_cgroups()}/{whose.cgroup}"
         try:
             fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -182,9 +189,25 @@ class SyscallLatency(Touchpoint):
             raise AttachError("watch cgroup", self._directory, why, "start what runs in it") from cause
         try:
             self._inode = os.fstat(fd).st_ino
-            return start(self._syscalls, whose, self.wanted_variant, fd)
+            return start(self._syscalls, whose, self.wanted_variant, fd, self._keep)
         finally:
             os.close(fd)
+
+    def _keep(self, spec: ObjectSpec, maps: tuple[str, ...], variant: str, sizes: Mapping[str, int]) -> Kept:
+        assert self._keeper is not None
+        kept = self._keeper.take_now(
+            self.name,
+            spec,
+            maps,
+            # The ids of processes are others' once these have ended.
+            on=self._persist and self._kind in (ALL, CGROUP),
+            meaning={"system calls": " ".join(self._syscalls), "whose": self._entity.name},
+            settings={"variant": variant},
+            max_entries=sizes,
+        )
+        if self._persist and not kept.holds and not kept.trouble:
+            kept.give_up("process ids mean others once these have ended; filter by cgroup")
+        return kept
 
     def _open_processes(self) -> list[int]:
         """Hold each process by a pidfd, so that its end is told and its id is not taken for another's."""
@@ -228,6 +251,8 @@ class SyscallLatency(Touchpoint):
         """One batch read of the histograms, summed over the CPUs."""
         if self._around is None or self._running is None:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         if self._directory:
             self._follow_cgroup()
         values = self._running.read()
@@ -282,7 +307,9 @@ class SyscallLatency(Touchpoint):
             return Status(False)
         gone = tuple(f"{name} is not watched: {why}" for name, why in self._gone.items())
         attached = {self._entity.name: running.choice.variant.name}
-        return Status(True, attached, (*running.degraded, *gone), dict(self._lost))
+        trouble = running.kept.trouble if running.kept is not None else ""
+        words = (*running.degraded, *gone, *([trouble] if trouble else []))
+        return Status(True, attached, words, dict(self._lost))
 
 
 def _processes(options: Options) -> tuple[str, ...]:

@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import platform
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from mapek.bpf import LoadedObject, Map, ObjectSpec, PerCpuArrayMap, load, object_path
+from mapek.bpf.keep import Kept
 from mapek.bpf.program import Program
 from mapek.bpf.syscall import info
 from mapek.bpf.tracing import Attachment, attach_btf_tracepoint, attach_kprobe, attach_raw_tracepoint
+from mapek.bpf.xdp import Link, open_link
 from mapek.contracts import Variant
 from mapek.errors import FeatureError, MapekError
 from mapek.sensors.syscall_latency_histogram import BUCKETS
@@ -56,6 +59,8 @@ VARIANTS: Final = (
         _KEEPS,
     ),
 )
+_KEPT: Final = ("latencies", "losses", "processes", "cgroups")
+_STARTED: Final = ("started_slots", "started_tasks")
 _U32: Final = struct.Struct("=I")
 # PROC_PID_INIT_INO, part of the kernel's ABI.
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
@@ -82,6 +87,7 @@ class Running:
     latencies: PerCpuArrayMap
     losses: PerCpuArrayMap
     programs: tuple[Program, Program]
+    kept: Kept | None = None
 
     def read(self) -> npt.NDArray[np.uint64]:
         """(system calls, LATENCY_ITEMS), summed over the CPUs."""
@@ -109,9 +115,11 @@ class Running:
         watch_cgroup(self.loaded.maps["cgroups"], fd)
 
     def close(self) -> None:
-        """Detach and free all. Twice is fine. Blocks for milliseconds."""
+        """Detach, but for what is kept, and free all. Twice is fine. Blocks for milliseconds."""
         self.attached.close()
         self.loaded.close()
+        if self.kept is not None:
+            self.kept.leave()
 
 
 def watch_cgroup(cgroups: Map, fd: int) -> None:
@@ -148,12 +156,19 @@ def index_table(syscalls: Sequence[int]) -> bytes:
     return bytes(table)
 
 
-def start(syscalls: Sequence[str], whose: Filter, forced: str = "auto", cgroup_fd: int = -1) -> Running:
+def start(
+    syscalls: Sequence[str],
+    whose: Filter,
+    forced: str = "auto",
+    cgroup_fd: int = -1,
+    keep: Callable[[ObjectSpec, tuple[str, ...], str, Mapping[str, int]], Kept] | None = None,
+) -> Running:
     """Load and attach the best variant, or the `forced` one.
 
     Args:
         syscalls: names, at most MOST_SYSCALLS, each once.
         whose: the filter; with CGROUP, `cgroup_fd` is its directory.
+        keep: takes what is kept of an object's maps, for a variant, with these sizes; None: nothing is.
 
     Raises:
         FeatureError, PrivilegeError: as `choose`; for kprobes, none of the functions could be probed.
@@ -163,13 +178,22 @@ def start(syscalls: Sequence[str], whose: Filter, forced: str = "auto", cgroup_f
     choice = choose(NAME, VARIANTS, forced)
     variant = choice.variant.name
     enter, leave = f"{variant}_enter", f"{variant}_exit"
+    spec, sizes = _spec(), {"latencies": max(len(syscalls), 1)}
     with ExitStack() as undo:
+        kept = None
+        if keep is not None:
+            kept = keep(spec, (*_KEPT, _STARTED[variant == "task_storage"]), variant, sizes)
+            undo.callback(kept.leave)
+            if variant == "kprobe" and kept.holds:
+                kept.lost("kprobes end with their process")
+        runs = _still_running(kept) if kept is not None and kept.unchanged else []
         loaded = undo.enter_context(
             load(
-                _spec(),
-                programs=(enter, leave),
+                spec,
+                programs=() if runs else (enter, leave),
                 skip_maps=_unused(variant),
-                max_entries={"latencies": max(len(syscalls), 1)},
+                max_entries=sizes,
+                reuse=kept.reuse() if kept is not None else {},
                 rodata={
                     "index_of": index_table(numbers),
                     "filter": whose.kind,
@@ -178,14 +202,27 @@ def start(syscalls: Sequence[str], whose: Filter, forced: str = "auto", cgroup_f
                 },
             )
         )
+        if kept is not None:
+            kept.settle(loaded)
         if whose.kind == PROCESS_SET:
             for process in whose.processes:
                 loaded.maps["processes"].update(_U32.pack(process), _U32.pack(0))
         if whose.kind == CGROUP:
             watch_cgroup(loaded.maps["cgroups"], cgroup_fd)
         attached = undo.enter_context(ExitStack())
+        degraded: tuple[str, ...] = ()
+        if runs and kept is not None:
+            for link in runs:
+                attached.callback(link.close)
+            loaded.programs.update({name: kept.program(name) for name in (enter, leave)})
+        else:
+            for name in (enter, leave):
+                if kept is not None:
+                    kept.hold_program(name, loaded.programs[name])
+            degraded = _attach(
+                variant, syscalls, loaded.programs[enter], loaded.programs[leave], attached, kept
+            )
         programs = loaded.programs[enter], loaded.programs[leave]
-        degraded = _attach(variant, syscalls, *programs, attached)
         running = Running(
             choice,
             (*choice.degraded(), *degraded),
@@ -194,25 +231,43 @@ def start(syscalls: Sequence[str], whose: Filter, forced: str = "auto", cgroup_f
             loaded.map("latencies", PerCpuArrayMap),
             loaded.map("losses", PerCpuArrayMap),
             programs,
+            kept,
         )
         undo.pop_all()
         return running
 
 
+def _still_running(kept: Kept) -> list[Link]:
+    """The links that an agent before us kept, if both are there."""
+    found = [kept.link(name, open_link, lambda _: True) for name in ("sys_exit", "sys_enter")]
+    links = [link for link in found if link is not None]
+    if len(links) < len(found):
+        for link in links:
+            link.close()
+        return []
+    return links
+
+
 def _attach(
-    variant: str, syscalls: Sequence[str], enter: Program, leave: Program, attached: ExitStack
+    variant: str,
+    syscalls: Sequence[str],
+    enter: Program,
+    leave: Program,
+    attached: ExitStack,
+    kept: Kept | None,
 ) -> tuple[str, ...]:
     def keep(attachment: Attachment) -> None:
         attached.callback(attachment.close)
 
     if variant == "kprobe":
         return _attach_kprobes(syscalls, enter, leave, keep)
-    if variant == "raw_tp":
-        keep(attach_raw_tracepoint(leave, "sys_exit"))
-        keep(attach_raw_tracepoint(enter, "sys_enter"))
-    else:
-        keep(attach_btf_tracepoint(leave))
-        keep(attach_btf_tracepoint(enter))
+    # While an older pair is still there, a call is counted once all the same: who finishes it first clears its start.
+    for name, program in (("sys_exit", leave), ("sys_enter", enter)):
+        if variant == "raw_tp":
+            attach = partial(attach_raw_tracepoint, program, name)
+        else:
+            attach = partial(attach_btf_tracepoint, program)
+        keep(kept.attach(name, attach) if kept is not None else attach())
     return ()
 
 

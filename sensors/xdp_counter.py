@@ -22,6 +22,7 @@ from mapek.model import Entity, Event, Frame, Metric, Schema, Value
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import NEEDS, IngressProgram, Joined, join_ingress
 from mapek.sensors.interfaces import Interfaces
+from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.variants import choose
 
 FAMILIES: Final = ("ipv4", "ipv6", "other")
@@ -86,6 +87,7 @@ class XdpCounter(Touchpoint):
     Options:
         interfaces: names; by default those of all paths.
         mode: "auto", "native" or "generic".
+        persist: let the counters and the program outlive the agent.
         sample_every: emit an event "packet.sampled" for one packet in so many, per CPU; 0: none.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
@@ -103,7 +105,9 @@ class XdpCounter(Touchpoint):
         self._names = take_strings(options, "interfaces")
         self._mode = take(options, "mode", str, "auto", choices=("auto", "native", "generic"))
         self._every = take(options, "sample_every", int, 0, minimum=0, maximum=2**31)
+        self._persist = take(options, "persist", bool, False)
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
         self._program: IngressProgram | None = None
         self._interfaces = Interfaces("count on", self._attach)
         self._lost: dict[str, int] = {}
@@ -111,6 +115,7 @@ class XdpCounter(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
         await in_thread(lambda: choose(self.name, self.variants))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
         self._program = IngressProgram(spec, SLOT, "xdp_counter")
@@ -119,6 +124,10 @@ class XdpCounter(Touchpoint):
     async def _attach(self, link: Entity, former: _Counting | None) -> _Counting:
         assert self._around is not None
         assert self._program is not None
+        assert self._keeper is not None
+        kept = await self._keeper.take(
+            self.name, self._program.spec, _KEPT, on=self._persist, interface=link.name
+        )
         ingress = await join_ingress(
             self._around.shared(Hooks),
             link,
@@ -126,6 +135,7 @@ class XdpCounter(Touchpoint):
             self._mode,
             rodata={"sample_every": self._every},
             reuse={} if former is None else {name: former.ingress.loaded.maps[name] for name in _KEPT},
+            kept=kept,
         )
         try:
             counters, sampling = (ingress.loaded.map(name, PerCpuArrayMap) for name in _KEPT)
@@ -164,6 +174,8 @@ class XdpCounter(Touchpoint):
         rows = list(self._interfaces.attached.values())
         if self._around is None or not rows:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         counters = np.zeros((len(rows), len(SCHEMA.counters)), dtype=np.uint64)
         for index, one in enumerate(rows):
             # a value is (packets, bytes); the schema has all packets first
@@ -178,4 +190,5 @@ class XdpCounter(Touchpoint):
     def status(self) -> Status:
         attached = self._interfaces.places()
         counts = {"ring_drops": sum(self._lost.values())} if self._every else {}
-        return Status(bool(attached), attached, self._interfaces.troubles(), counts)
+        lesser = tuple(word for one in self._interfaces.attached.values() for word in one.ingress.lesser)
+        return Status(bool(attached), attached, (*self._interfaces.troubles(), *lesser), counts)

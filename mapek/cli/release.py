@@ -1,9 +1,10 @@
 """`mapek release`: ends what agents of this network namespace left running on purpose, and nothing else.
 
 An agent that stops leaves its reflector answering, pinned, so that a restart is no failure to its neighbours.
-Who stops for good runs this. One that was killed leaves its clsact filters, too, where the kernel has no tcx. An
-agent that still runs is told by its open descriptor of the very link or program, in /proc of every process that
-we can see; one in a PID namespace that we cannot see would go unnoticed.
+With `persist` it leaves what its sensors count, too. Who stops for good runs this. One that was killed leaves its
+clsact filters, too, where the kernel has no tcx. An agent that still runs is told by its locks, and by its open
+descriptor of the very link or program, in /proc of every process that we can see; one in a PID namespace that we
+cannot see would go unnoticed by the latter.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ _OURS: Final = "dispatcher"
 
 @dataclass(frozen=True)
 class Left:
-    """Something that was left: a chain under a namespace's pins, or what is in the place of one; or a tc filter.
+    """Something that was left: a chain under a namespace's pins, or what is in the place of one; what a sensor kept;
+    or a tc filter.
 
-    `path` is its pin, or its direction, handle and name. `keep` says why it must stay; empty for what may be
-    removed.
+    `interface` is "" for what belongs to none. `path` is its pin, or its direction, handle and name. `keep` says why
+    it must stay; empty for what may be removed.
     """
 
     interface: str
@@ -60,19 +62,15 @@ def _release(arguments: argparse.Namespace) -> int:
     else:
         verb = "would remove" if arguments.dry_run else "removed"
         for one in found:
-            word = (
-                f"kept the {one.kind} of {one.interface} ({one.path}): {one.keep}"
-                if one.keep
-                else f"{verb} the {one.kind} of {one.interface} ({one.path})"
-            )
-            print(word)
+            what = f"the {one.kind}{f' of {one.interface}' if one.interface else ''} ({one.path})"
+            print(f"kept {what}: {one.keep}" if one.keep else f"{verb} {what}")
         if not found:
             print("no agent left anything running in this network namespace")
     return 1 if any(one.keep for one in found) else 0
 
 
 def release(folder: Path, *, dry_run: bool = False) -> list[Left]:
-    """Detach and unpin every chain below `folder`, one a directory; returns what there was.
+    """Detach and unpin every chain below `folder`, one a directory, and all that sensors kept; returns what there was.
 
     Blocks for an RCU grace period each. What is in use, or is not ours, is kept and says why in `keep`.
     Raises PrivilegeError where the pins may not be read.
@@ -83,7 +81,12 @@ def release(folder: Path, *, dry_run: bool = False) -> list[Left]:
         return []
     except PermissionError as error:
         raise PrivilegeError("read", folder, "not permitted", "run as root") from error
-    found = [_one(place, dry_run) for place in places]
+    from mapek.bpf import pins
+
+    agents = set(pins.agents(folder))
+    # The chains first: what they run counts until then.
+    found = [_one(place, dry_run) for place in places if place not in agents]
+    found += [one for agent in sorted(agents) for one in _kept(agent, dry_run)]
     if not dry_run:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -112,6 +115,31 @@ def _one(place: Path, dry_run: bool) -> Left:
     except OSError as error:
         return Left(place.name, str(place), error.strerror or str(error))
     return Left(place.name, str(place))
+
+
+def _kept(agent: Path, dry_run: bool) -> list[Left]:
+    """What the sensors of one agent kept."""
+    from mapek.bpf import pins
+    from mapek.bpf.keep import Kept
+
+    found = []
+    try:
+        for place in pins.places(agent):
+            keep = ""
+            try:
+                Kept.end(place, dry_run=dry_run)
+            except MapekError as error:
+                keep = error.why
+            except OSError as error:
+                keep = error.strerror or str(error)
+            found.append(Left(place.interface, str(place.path), keep, f"{place.sensor} state"))
+        if not dry_run:
+            pins.clear_half_made(agent)
+    except (MapekError, OSError) as error:
+        found.append(
+            Left("", str(agent), error.why if isinstance(error, MapekError) else str(error), "state")
+        )
+    return found
 
 
 def _check_names(place: Path) -> None:

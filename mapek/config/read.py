@@ -16,6 +16,7 @@ from mapek.config.settings import (
     DEFAULT_ANALYZERS,
     DEFAULT_POLICIES,
     DEFAULT_SENSORS,
+    PERSISTENT,
     PROFILES,
     Config,
     LoopConfig,
@@ -121,6 +122,7 @@ def _loop(table: Table) -> LoopConfig:
         _switch(table, "realtime"),
         _switch(table, "pin"),
         take(table, "wait", bool, False),
+        take(table, "persist", bool, False),
     )
     table.leftover()
     return loop
@@ -161,6 +163,8 @@ def _preset(loop: LoopConfig) -> dict[str, dict[str, object]]:
     found = {plugin: dict(options) for plugin, options in PROFILES[loop.profile].items()}
     pin = "auto" if loop.pin == "auto" else "yes" if loop.pin else "no"
     found.setdefault("link_watch", {}).update(pin=pin, wait=loop.wait)
+    for plugin in PERSISTENT:
+        found.setdefault(plugin, {}).update(persist=loop.persist)
     return found
 
 

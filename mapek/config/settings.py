@@ -19,6 +19,11 @@ DEFAULT_ANALYZERS = ("path_health",)
 DEFAULT_POLICIES = ("link_failover",)
 
 
+PERSISTENT = (
+    "xdp_counter", "mesh_filter", "batadv", "tc_classifier", "syscall_latency", "net_events",
+)  # fmt: skip
+"""Plugins that have the option `persist`."""
+
 PROFILES: Mapping[Profile, Mapping[str, Mapping[str, object]]] = {
     "default": {"link_watch": {"interval_ms": 10.0}, "path_health": {"grace_ms": 1.0}},
     "fast": {"link_watch": {"interval_ms": 1.0}, "path_health": {"grace_ms": 0.3}},
@@ -48,12 +53,14 @@ class LoopConfig:
         realtime: SCHED_FIFO and locked memory for the process that runs the loop.
         pin: pin the reflector in bpffs, so that it outlives the agent.
         wait: start although a sensor cannot open yet, and keep trying.
+        persist: let what the BPF sensors count, and how they are attached, outlive the agent.
     """
 
     profile: Profile = "default"
     realtime: Switch = "auto"
     pin: Switch = "auto"
     wait: bool = False
+    persist: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from mapek.bpf import ObjectSpec, load, object_path
+from tests.netns.sensors.keeping import remove_pins
 from tests.netns.sensors.programs import PAIRS, Bench
 from tests.netns.sensors.wires import Space, Wire, run
 
@@ -45,6 +46,17 @@ def space() -> Iterator[Space]:
             yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def quiet(wire: Wire) -> Iterator[Wire]:
+    """One on which nobody speaks by itself; what agents keep in its namespace is removed at the end."""
+    for name in ("near", "far"):
+        run(f"sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1")
+    try:
+        yield wire
+    finally:
+        remove_pins()
 
 
 @pytest.fixture

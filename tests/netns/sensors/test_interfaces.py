@@ -184,7 +184,7 @@ async def test_a_foreign_program_stays(other, make):
 
 
 async def test_a_pin_without_a_bpffs(other, monkeypatch, tmp_path):
-    monkeypatch.setattr("mapek.sensors.link_watch_kernel.BPFFS", tmp_path)
+    monkeypatch.setattr("mapek.bpf.pins.BPFFS", tmp_path)
     node, watch = Node(topology()), LinkWatch({"pin": "yes"})
     try:
         with pytest.raises(DegradedError, match="no writable bpffs; mount -t bpf"):
