@@ -14,6 +14,7 @@ from pathlib import Path
 from mapek.bpf import Dispatcher, ObjectSpec, load_async
 from mapek.bpf.maps import Map
 from mapek.bpf.objects import LoadedObject
+from mapek.bpf.standing import Slot
 from mapek.bpf.xdp import Mode, interface_name
 from mapek.errors import FeatureError
 
@@ -57,6 +58,8 @@ class Hooks:
                 del self._hooks[ifindex]
                 await hook.dispatcher.release(keep=False)
                 hook = None
+            if hook is not None:
+                await hook.dispatcher.restore()
             if hook is None:
                 hook = _Hook(await Dispatcher.attach(ifindex, mode, self.pin_of(ifindex)))
                 self._hooks[ifindex] = hook
@@ -100,6 +103,11 @@ class Hooks:
         if hook is None:
             return ""
         return hook.dispatcher.mode if hook.dispatcher.alive else "gone"
+
+    def slot(self, ifindex: int, slot: str, program_id: int) -> Slot | None:
+        """The member as what stands or was taken off; None when nobody joined."""
+        hook = self._hooks.get(ifindex)
+        return None if hook is None else Slot(hook.dispatcher, slot, program_id)
 
     def taken_over(self, ifindex: int) -> bool:
         """Did the chain run before us, kept by its pin?"""

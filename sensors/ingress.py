@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mapek.bpf import LoadedObject, ObjectSpec, attach_tc_async, load_async
 from mapek.bpf.maps import Map
+from mapek.bpf.standing import Standing
 from mapek.bpf.tc import TcLink
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
@@ -71,7 +72,15 @@ class Ingress:
     why: str = ""
     _hooks: Hooks | None = None
     _slot: str = ""
+    _program: str = ""
     _links: list[TcLink] = field(default_factory=list)
+
+    def handles(self) -> list[Standing]:
+        """What is attached."""
+        if self._hooks is None:
+            return list(self._links)
+        slot = self._hooks.slot(self.entity.generation, self._slot, self.loaded.programs[self._program].id)
+        return [] if slot is None else [slot]
 
     async def leave(self) -> None:
         """Take the program off; its maps stay open."""
@@ -101,6 +110,10 @@ class Joined:
     def where(self) -> str:
         """How it is joined."""
         return self.ingress.where
+
+    def handles(self) -> list[Standing]:
+        """What is attached."""
+        return self.ingress.handles()
 
     async def leave(self) -> None:
         """Take the program off; its maps stay open."""
@@ -162,7 +175,7 @@ async def join_ingress(
             why = str(error)
         else:
             where = f"xdp {hooks.mode(link.generation)}"
-            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot)
+            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot, _program=program.xdp)
     loaded = await load_async(
         program.spec, programs={program.tc}, rodata=rodata, reuse=reuse, max_entries=max_entries
     )
