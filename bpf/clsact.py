@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 Direction = Literal["ingress", "egress"]
 _PARENT: Final[dict[Direction, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL: Final = 3
-_RTM_GETTFILTER: Final = 46
-_TCM: Final = struct.Struct("=BxxxiIII")
-"""struct tcmsg: family, ifindex, handle, parent, and priority with protocol in one."""
 _TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
 # Our own priority among the filters of an interface; people and CNIs use small or round ones.
 PRIORITY: Final = 0xBEE
@@ -67,10 +64,10 @@ class ClsactFilter:
         if not self._open:
             return ""
         info = PRIORITY << 16 | socket.htons(_ETH_P_ALL)
-        asked = _TCM.pack(0, self.ifindex, self.handle, _PARENT[self.direction], info)
+        asked = rtnl.TCM.pack(0, self.ifindex, self.handle, _PARENT[self.direction], info)
         kind = struct.pack("=HH4s", 8, _TCA_KIND, b"bpf")
         try:
-            told = rtnl.attributes(rtnl.ask(_RTM_GETTFILTER, asked + kind), _TCM.size)
+            told = rtnl.attributes(rtnl.ask(rtnl.GET_TFILTER, asked + kind), rtnl.TCM.size)
         except OSError as error:
             # The qdisc, the chain or the filter is not there.
             if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
