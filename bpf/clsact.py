@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import errno
 import re
+import socket
+import struct
+import sys
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from mapek.bpf import syscall
+from mapek.bpf import rtnl, syscall
 from mapek.bpf.program import Program
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import interface_name
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 Direction = Literal["ingress", "egress"]
 _PARENT: Final[dict[Direction, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL: Final = 3
+_TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
 # Our own priority among the filters of an interface; people and CNIs use small or round ones.
 PRIORITY: Final = 0xBEE
 _MADE: Final = ":qdisc"
@@ -49,6 +53,33 @@ class ClsactFilter:
     def program(self) -> str:
         """The name of the program that it was attached with."""
         return self.name.split(":")[1]
+
+    def lost(self) -> str:
+        """How it was taken off behind our back, in words; "" while it is there, and for one that we let go.
+
+        The kernel says RTNLGRP_TC when that happens. Waits for rtnl: a thread's work. Raises OSError where the
+        kernel does not answer.
+        """
+        ours = self.name, self.program_id
+        if not self._open:
+            return ""
+        info = PRIORITY << 16 | socket.htons(_ETH_P_ALL)
+        asked = rtnl.TCM.pack(0, self.ifindex, self.handle, _PARENT[self.direction], info)
+        kind = struct.pack("=HH4s", 8, _TCA_KIND, b"bpf")
+        try:
+            told = rtnl.attributes(rtnl.ask(rtnl.GET_TFILTER, asked + kind), rtnl.TCM.size)
+        except OSError as error:
+            # The qdisc, the chain or the filter is not there.
+            if error.errno in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+                return "its filter is gone"
+            raise
+        bpf = rtnl.attributes(told.get(_TCA_OPTIONS, b""))
+        name = bpf.get(_TCA_BPF_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
+        # Kernels that do not tell the program's number (before 4.14) are none of ours.
+        found = name, int.from_bytes(bpf.get(_TCA_BPF_ID, b""), sys.byteorder)
+        if found == ours or ours != (self.name, self.program_id):
+            return ""
+        return f"another filter is in its place: {name or 'without a name'}, program id {found[1]}"
 
     def update(self, program: Program) -> None:
         """Replace our program atomically. Raises AttachError when the filter is not there any more."""

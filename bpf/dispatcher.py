@@ -127,6 +127,32 @@ class Dispatcher:
         except MapekError:
             return False
 
+    def lost(self, slot: str, program_id: int) -> str:
+        """How the program that was set in `slot` was taken off behind our back, in words; "" while it runs, and
+        after `release`. A thread's work. Raises MapekError where the kernel does not say."""
+        link, chain = self._link, self._chain
+        if link is None or chain is None:
+            return ""
+        if how := link.lost():
+            return how
+        found = chain.program_id(_index(slot))
+        if found == program_id or self._chain is not chain:
+            return ""
+        if found is None:
+            return f"its slot {slot} of the chain was emptied"
+        from mapek.bpf.xdp_netlink import describe_program
+
+        return f"its slot {slot} of the chain was given {describe_program(found)}"
+
+    async def restore(self) -> None:
+        """Let our link run our dispatcher again, where it was given another program. Raises as `Link.update`."""
+        link, loaded = self._link, self._object
+        if link is not None and loaded is not None:
+            program = loaded.programs["dispatcher"]
+            async with self._lock:
+                if await in_thread(lambda: link.program_id) != program.id:
+                    await link.update_async(program)
+
     def options(self, slot: str) -> ChainOptions:
         """What to load a program with, so that it goes on to the slots after `slot`."""
         return ChainOptions({"slot": _index(slot)}, {"chain": self.chain})

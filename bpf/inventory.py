@@ -2,8 +2,8 @@
 
 Everything is read from the kernel at the moment it is asked; what vanishes meanwhile is left out. A program is
 ours if its BTF names a source of ours, which a foreign program has no reason to claim. Where it is attached is
-known from links, and for this network namespace also from its interfaces; a program that is attached through a
-perf event's descriptor shows only its holder. Walks every program of the machine: milliseconds, so a thread's work.
+known from links, and beyond them as far as `mapek.bpf.whereabouts` goes: this network namespace, the mounts of bpffs
+and the processes that we see. Walks every program of the machine: tens of milliseconds, so a thread's work.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import re
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from mapek.bpf import syscall
+from mapek.bpf import syscall, whereabouts
 from mapek.bpf.names import PROGRAM_TYPES
 from mapek.bpf.spec import object_path
 from mapek.errors import MapekError
 
-_PROG_GET_NEXT_ID, _MAP_GET_NEXT_ID, _LINK_GET_NEXT_ID = 11, 12, 31
-_MAP_GET_FD_BY_ID, _BTF_GET_FD_BY_ID, _LINK_GET_FD_BY_ID = 14, 19, 30
+_PROG_GET_NEXT_ID, _LINK_GET_NEXT_ID = 11, 31
+_BTF_GET_FD_BY_ID, _LINK_GET_FD_BY_ID = 19, 30
 _LINK_TYPES: Final = (
     "unspec raw_tracepoint tracing cgroup iter netns xdp perf_event kprobe_multi struct_ops netfilter tcx "
     "uprobe_multi netkit sockmap"
@@ -46,7 +46,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A link: its id, kind ("xdp", "tcx", "raw_tracepoint", ...) and place ("eth0", "l0 ingress", "sys_enter")."""
+    """A link: its id, kind ("xdp", "tcx", "raw_tracepoint", ...) and place ("eth0", "l0 ingress", "sys_enter").
+
+    With id 0 what no link holds: "xdp by netlink" ("eth0 native"), "clsact" ("eth0 ingress prio 3054 handle 0x1"),
+    "chain" ("eth0 slot link_watch"), "tracepoint", "kprobe".
+    """
 
     link_id: int
     kind: str
@@ -65,6 +69,8 @@ class Loaded:
         instructions: after the verifier's rewriting.
         verified: instructions that the verifier walked; 0 where the kernel (before 5.16) does not say.
         runs, run_ns: while bpf_stats is on, else 0.
+        map_bytes: kernel memory of its maps, also where others use them too.
+        pins: paths of the program itself and of its links, on the bpffs mounts that we see.
     """
 
     id: int
@@ -81,6 +87,8 @@ class Loaded:
     map_ids: tuple[int, ...]
     attached: tuple[Attached, ...] = ()
     holders: tuple[Holder, ...] = ()
+    map_bytes: int = 0
+    pins: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -90,15 +98,31 @@ class _Kernel:
     links: dict[int, list[Attached]] = field(default_factory=dict)
     holders: dict[tuple[str, int], list[Holder]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
+    pins: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
+    map_bytes: dict[int, int] = field(default_factory=dict)
 
 
 def programs() -> list[Loaded]:
     """Every program, by id. Raises PrivilegeError without CAP_SYS_ADMIN: ids are for the machine's owner only."""
     kernel = _Kernel(holders=holders())
     for ident in _ids(_LINK_GET_NEXT_ID, "links"):
-        if (found := _link(ident, kernel.holders)) is not None:
-            kernel.links.setdefault(found[0], []).append(found[1])
-    return [one for ident in _ids(_PROG_GET_NEXT_ID, "programs") if (one := _program(ident, kernel))]
+        if (link := _link(ident, kernel.holders)) is not None:
+            kernel.links.setdefault(link[0], []).append(link[1])
+    kernel.pins = whereabouts.pins()
+    linked = {(ident, at.place) for ident, places in kernel.links.items() for at in places}
+    pids = {one.pid for who in kernel.holders.values() for one in who}
+    for ident, kind, place in (
+        *whereabouts.by_netlink(linked), *whereabouts.tc_filters(), *whereabouts.perf_events(pids)
+    ):  # fmt: skip
+        kernel.links.setdefault(ident, []).append(Attached(0, kind, place))
+    found = [one for ident in _ids(_PROG_GET_NEXT_ID, "programs") if (one := _program(ident, kernel))]
+    members: dict[int, list[Attached]] = {}
+    for one in found:
+        if one.object == "dispatcher":
+            for ident, slot in whereabouts.slots(one.map_ids):
+                for at in one.attached:
+                    members.setdefault(ident, []).append(Attached(0, "chain", f"{at.place} slot {slot}"))
+    return [replace(one, attached=(*one.attached, *members.get(one.id, ()))) for one in found]
 
 
 def holders() -> dict[tuple[str, int], list[Holder]]:
@@ -179,7 +203,21 @@ def _program(ident: int, kernel: _Kernel) -> Loaded | None:
         map_ids,
         tuple(kernel.links.get(ident, ())),
         tuple(dict.fromkeys(_holding(ident, kernel))),
+        sum(_memory(one, kernel.map_bytes) for one in map_ids),
+        tuple(_pinned(ident, kernel)),
     )
+
+
+def _memory(map_id: int, known: dict[int, int]) -> int:
+    if map_id not in known:
+        known[map_id] = whereabouts.memory(map_id)
+    return known[map_id]
+
+
+def _pinned(ident: int, kernel: _Kernel) -> Iterator[str]:
+    yield from kernel.pins.get(("prog", ident), ())
+    for link in kernel.links.get(ident, ()):
+        yield from kernel.pins.get(("link", link.link_id), ())
 
 
 def _holding(ident: int, kernel: _Kernel) -> Iterator[Holder]:

@@ -1,4 +1,4 @@
-"""rtnetlink messages as bytes: split into messages, and those into attributes; one request with one answer.
+"""rtnetlink messages as bytes: split into messages, and those into attributes; one request with one answer, or a dump.
 
 For what has to be quick or must not cost 10 MB of pyroute2: reading back what runs on an interface, and the
 messages that arrive by the thousand. Stops at a length that cannot be, so that no input makes it raise.
@@ -15,6 +15,12 @@ from typing import Final
 
 HEADER: Final = struct.Struct("=IHHII")
 ERROR: Final = 2
+_DONE: Final = 3
+_DUMP: Final = 0x301
+"""NLM_F_REQUEST | NLM_F_DUMP."""
+GET_TFILTER: Final = 46
+TCM: Final = struct.Struct("=BxxxiIII")
+"""struct tcmsg: family, ifindex, handle, parent, and priority with protocol in one."""
 _PATIENCE_S: Final = 5.0
 
 
@@ -55,3 +61,22 @@ def ask(kind: int, body: bytes, flags: int = 0, protocol: int = socket.NETLINK_R
             code = -struct.unpack_from("=i", found)[0]
             raise OSError(code, os.strerror(code))
     raise OSError(errno.EBADMSG, "no whole message in the kernel's answer")
+
+
+def dump(kind: int, body: bytes) -> list[bytes]:
+    """The bodies of all answers to a dump, in the calling thread's network namespace. Raises OSError."""
+    found: list[bytes] = []
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as link:
+        link.settimeout(_PATIENCE_S)
+        link.bind((0, 0))
+        link.send(HEADER.pack(HEADER.size + len(body), kind, _DUMP, 0, 0) + body)
+        while True:
+            for answered, one in split(link.recv(1 << 18)):
+                if answered == _DONE:
+                    return found
+                if answered == ERROR:
+                    code = -struct.unpack_from("=i", one)[0]
+                    raise OSError(code, os.strerror(code))
+                found.append(one)

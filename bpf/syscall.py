@@ -27,6 +27,7 @@ OBJ_PIN: Final = 6
 OBJ_GET: Final = 7
 PROG_TEST_RUN: Final = 10
 PROG_GET_FD_BY_ID: Final = 13
+MAP_GET_FD_BY_ID: Final = 14
 OBJ_GET_INFO_BY_FD: Final = 15
 MAP_LOOKUP_BATCH: Final = 24
 LINK_CREATE: Final = 28

@@ -35,7 +35,7 @@ class Link:
         self.pinned: str | None = None
         self._taking = threading.Lock()
         data = syscall.info(fd, 64)
-        self.type, self.id = struct.unpack_from("=II", data)
+        self.type, self.id, self._runs = struct.unpack_from("=III", data)
 
     def _info(self) -> bytearray:
         return syscall.info(self.fd, 64)
@@ -50,10 +50,32 @@ class Link:
         """The interface it is attached to, from the kernel; 0 once the interface is gone."""
         return int(struct.unpack_from("=I", self._info(), 16)[0])
 
+    def lost(self) -> str:
+        """How it was taken off behind our back, in words; "" while it stands, and for one that we closed.
+
+        A link whose interface is gone looks like one that was forced off. Waits for rtnl: a thread's work.
+        """
+        # Or the number of the descriptor might be another's by the time it is asked about.
+        with self._taking:
+            if self.fd < 0:
+                return ""
+            data = self._info()
+        program, ifindex = struct.unpack_from("=8xI4xI", data)
+        if self.type in (LINK_XDP, LINK_TCX) and not ifindex:
+            return "its link was detached by force"
+        if program == self._runs:
+            return ""
+        from mapek.bpf.xdp_netlink import describe_program
+
+        return f"its link was given {describe_program(program)}"
+
     def update(self, program: Program) -> None:
         """Replace the running program atomically: no packet sees none. Blocks for an RCU grace period."""
-        attr = struct.pack("=IIII", self.fd, program.fd, 0, 0)
-        result = syscall.bpf_raw(syscall.LINK_UPDATE, attr)
+        with self._taking:
+            attr = struct.pack("=IIII", self.fd, program.fd, 0, 0)
+            result = syscall.bpf_raw(syscall.LINK_UPDATE, attr)
+            if result >= 0:
+                self._runs = program.id
         if result == -errno.ENOLINK:
             raise AttachError("update link", self.id, "its interface is gone", "attach again when it is back")
         if result < 0:

@@ -129,6 +129,17 @@ class NetlinkXdp:
         self._fd = os.dup(program.fd)
         self._flags = FLAGS["generic" if mode == "generic" else "native"]
 
+    def lost(self) -> str:
+        """How it was taken off behind our back, in words; "" while it is there, and for one that we let go."""
+        if self._fd < 0:
+            return ""
+        state = read_xdp(self.ifindex)
+        if state is None:
+            return "it was taken off"
+        if state.program_id == self.program_id:
+            return ""
+        return f"{describe_program(state.program_id)} is in its place"
+
     def update(self, program: Program) -> None:
         """Replace our program atomically. Raises AttachError when another one is there by now."""
         _set(self.ifindex, program.fd, self._flags | _REPLACE, self._fd, program, self.mode)

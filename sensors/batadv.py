@@ -21,6 +21,7 @@ from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.batadv_table import OTHER, TALLIES, NeighbourTable, Rows
+from mapek.sensors.detachments import COUNTED
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import (
     MODES,
@@ -97,12 +98,14 @@ class Batadv(Touchpoint):
         neighbours: how many of an interface have rows and events.
         silent_after: intervals without a frame until a neighbour is silent.
         forget_s: after so long without a frame a neighbour's row goes; the remainder does not get its counts.
+        reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON; not the batman-adv module.
     """
 
     name: ClassVar[str] = "batadv"
     counted: ClassVar[Mapping[str, str]] = {
+        **COUNTED,
         "frames": "Frames of batman-adv seen.",
         "own": "Own frames, and own OGMs that came back.",
         "tagged": "Frames with a VLAN tag: another mesh.",
@@ -125,6 +128,7 @@ class Batadv(Touchpoint):
         self._silent_after = take(options, "silent_after", int, 5, minimum=2, maximum=1000)
         self._forget_s = take(options, "forget_s", float, 3600.0, minimum=60, maximum=604800)
         self._persist = take(options, "persist", bool, False)
+        reattach = take(options, "reattach", bool, True)
         self._around: Surroundings | None = None
         self._keeper: Keeper | None = None
         self._program: IngressProgram | None = None
@@ -132,7 +136,9 @@ class Batadv(Touchpoint):
         self._asked: socket.socket | None = None
         self._unknown = 0
         self._tallies = dict.fromkeys(TALLIES, 0)
-        self._interfaces: Interfaces[_Listening] = Interfaces("listen on", self._attach)
+        self._interfaces: Interfaces[_Listening] = Interfaces(
+            "listen on", self._attach, sensor=self.name, reattach=reattach
+        )
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
@@ -250,7 +256,7 @@ class Batadv(Touchpoint):
     def status(self) -> Status:
         attached = self._interfaces.places()
         why = tuple(one.ingress.why for one in self._interfaces.attached.values() if one.ingress.why)
-        counts = {**self._tallies, "own_not_known": self._unknown}
+        counts = {**self._interfaces.counts(), **self._tallies, "own_not_known": self._unknown}
         kept = tuple(word for one in self._interfaces.attached.values() for word in one.ingress.lesser)
         words = (*self._lesser, *self._interfaces.troubles(), *why, *kept)
         return Status(bool(attached), attached, words, counts)

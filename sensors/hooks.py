@@ -17,6 +17,7 @@ from mapek.bpf import Dispatcher, ObjectSpec, load_async, pins
 from mapek.bpf.keep import Kept
 from mapek.bpf.maps import Map
 from mapek.bpf.objects import LoadedObject
+from mapek.bpf.standing import Slot
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode, interface_name
 from mapek.errors import FeatureError, MapekError
@@ -68,6 +69,8 @@ class Hooks:
                 del self._hooks[ifindex]
                 await hook.dispatcher.release(keep=False)
                 hook = None
+            if hook is not None:
+                await hook.dispatcher.restore()
             if hook is None:
                 interface = socket.if_indextoname(ifindex)
                 pin = self._pin(ifindex, interface, kept)
@@ -133,6 +136,11 @@ class Hooks:
         if hook is None:
             return ""
         return hook.dispatcher.mode if hook.dispatcher.alive else "gone"
+
+    def slot(self, ifindex: int, slot: str, program_id: int) -> Slot | None:
+        """The member as what stands or was taken off; None when nobody joined."""
+        hook = self._hooks.get(ifindex)
+        return None if hook is None else Slot(hook.dispatcher, slot, program_id)
 
     def taken_over(self, ifindex: int) -> bool:
         """Did the chain run before us, kept by its pin?"""

@@ -13,6 +13,7 @@ from mapek.bpf import LoadedObject, ObjectSpec, load_async
 from mapek.bpf.keep import Kept
 from mapek.bpf.maps import Map
 from mapek.bpf.program import Program
+from mapek.bpf.standing import Standing
 from mapek.bpf.tc import Direction, TcLink, Way, attach_tc, attach_tc_kept
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
@@ -73,6 +74,7 @@ class Ingress:
     why: str = ""
     _hooks: Hooks | None = None
     _slot: str = ""
+    _program: str = ""
     _links: list[TcLink] = field(default_factory=list)
     _kept: Kept | None = None
 
@@ -81,6 +83,13 @@ class Ingress:
         """Why it does not outlive us although it should, for `Status.degraded`."""
         trouble = self._kept.trouble if self._kept is not None and self._kept.is_of_interface else ""
         return (trouble,) if trouble else ()
+
+    def handles(self) -> list[Standing]:
+        """What is attached."""
+        if self._hooks is None:
+            return list(self._links)
+        slot = self._hooks.slot(self.entity.generation, self._slot, self.loaded.programs[self._program].id)
+        return [] if slot is None else [slot]
 
     async def leave(self) -> None:
         """Take the program off, unless it is kept; its maps stay open."""
@@ -112,6 +121,10 @@ class Joined:
     def where(self) -> str:
         """How it is joined."""
         return self.ingress.where
+
+    def handles(self) -> list[Standing]:
+        """What is attached."""
+        return self.ingress.handles()
 
     async def leave(self) -> None:
         """Take the program off; its maps stay open."""
@@ -226,7 +239,9 @@ async def _join(
             if kept is not None:
                 await in_thread(lambda: kept.drop(place))
             where = f"xdp {hooks.mode(link.generation)}"
-            return Ingress(link, loaded, where, _hooks=hooks, _slot=program.slot, _kept=kept)
+            return Ingress(
+                link, loaded, where, _hooks=hooks, _slot=program.slot, _program=program.xdp, _kept=kept
+            )
     going_on = kept.reuse() if kept is not None else {}
     loaded = await load_async(
         program.spec,

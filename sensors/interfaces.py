@@ -10,13 +10,16 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
+from mapek.bpf.standing import Standing
 from mapek.clock import Timer
 from mapek.contracts import Surroundings
 from mapek.errors import AttachError, MapekError
 from mapek.model import Entity, Event
+from mapek.sensors.detachments import Detachments
+from mapek.sensors.guard import Guard, Held
 from mapek.sensors.links import Links
 from mapek.supervision import together
 
@@ -37,6 +40,9 @@ class Attachment(Protocol):
     def where(self) -> str:
         """How it is attached, for people: "xdp native"."""
 
+    def handles(self) -> Sequence[Standing]:
+        """What is attached, for `Guard` to look after."""
+
     async def leave(self) -> None:
         """Take the programs off; the maps stay readable. Twice is fine."""
 
@@ -53,9 +59,18 @@ class Interfaces(Generic[A]):
     Args:
         verb: what the sensor does on an interface, for messages ("count on").
         attach: attaches to a link; gets the former attachment under this name, whose maps are still open.
+        sensor: its name, for the event when somebody takes its program off.
+        reattach: put it back then.
     """
 
-    def __init__(self, verb: str, attach: Callable[[Entity, A | None], Awaitable[A]]) -> None:
+    def __init__(
+        self,
+        verb: str,
+        attach: Callable[[Entity, A | None], Awaitable[A]],
+        *,
+        sensor: str,
+        reattach: bool = True,
+    ) -> None:
         self.attached: dict[str, A] = {}
         self.missing: dict[str, MapekError] = {}
         self._verb, self._attach_to = verb, attach
@@ -66,6 +81,7 @@ class Interfaces(Generic[A]):
         """By name: an interface that comes back is heard of several times."""
         self._retries: dict[str, tuple[int, Timer]] = {}
         """By name: the delay in ns, and the timer that ends it."""
+        self._detachments = Detachments(sensor, verb, reattach, lambda link: self._take(link.name))
 
     async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
         """Attach to each of `names`, by default the interfaces of all paths.
@@ -80,8 +96,10 @@ class Interfaces(Generic[A]):
         links = around.shared(Links)
         await links.join(self._hear, around.clock.now_ns)
         self._links = links
+        self._detachments.open(around)
         # Together: most of it is waiting, for the kernel's grace periods and for its verifier.
         await together(self._take(name) for name in self._names)
+        await around.shared(Guard).join(self, around)
         if self.missing and not self.attached:
             raise next(iter(self.missing.values()))
 
@@ -90,7 +108,9 @@ class Interfaces(Generic[A]):
         if self._around is not None:
             # Also where `open` was cancelled while it joined.
             self._around.shared(Links).leave(self._hear)
+            self._around.shared(Guard).leave(self)
         self._around = self._links = None
+        self._detachments.close()
         for _, timer in self._retries.values():
             timer.cancel()
         self._retries.clear()
@@ -115,6 +135,23 @@ class Interfaces(Generic[A]):
     def troubles(self) -> tuple[str, ...]:
         """What is missing and why, a line each, for `Status.degraded`."""
         return tuple(str(error) for error in self.missing.values())
+
+    def counts(self) -> dict[str, int]:
+        """How often our programs were taken off and put back, for `Status.counts`."""
+        return self._detachments.counts()
+
+    def held(self) -> list[Held]:
+        """What should stand, for `Guard`."""
+        there = (
+            one
+            for name, one in self.attached.items()
+            if name not in self.missing and not ((turn := self._turns.get(name)) and turn.locked())
+        )
+        return [Held(one.entity, handle) for one in there for handle in one.handles()]
+
+    def lost(self, held: Held, how: str) -> None:
+        """Somebody took it off."""
+        self.missing[held.link.name] = self._detachments.lost(held.link, how)
 
     async def _take(self, name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):
@@ -148,6 +185,7 @@ class Interfaces(Generic[A]):
         # As they were configured, whichever came first: rows of a frame keep their places.
         self.attached = {one: self.attached[one] for one in self._names if one in self.attached}
         self.missing.pop(name, None)
+        self._detachments.back(entity)
         if (retry := self._retries.pop(name, None)) is not None:
             retry[1].cancel()
         if former is not None:
@@ -175,6 +213,8 @@ class Interfaces(Generic[A]):
         elif event.kind in ("link.new", "link.up", "link.renamed") and name in self._names:
             former = self.attached.get(name)
             stale = former is None or former.entity.generation != ifindex or name in self.missing
+            if former is not None and ifindex == former.entity.generation:
+                stale = stale and not self._detachments.stays_off(former.entity)
             if stale and self._around is not None:
                 self._around.spawn(self._take(name))
 

@@ -20,6 +20,8 @@ from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import AttachError, DegradedError, MapekError
 from mapek.model import Entity, Event, Frame, Inquiry, Metric, Schema
+from mapek.sensors.detachments import COUNTED, Detachments
+from mapek.sensors.guard import Guard, Held
 from mapek.sensors.inquiries import PathInquiry, RouteInquiry, rounds_of
 from mapek.sensors.link_watch_kernel import VARIANTS, Attachment, Kernel
 from mapek.sensors.link_watch_layout import (
@@ -112,12 +114,16 @@ class LinkWatch(Touchpoint):
         timer: "auto", or "user" for the detection that kernels before 5.15 get.
         port: UDP port of all reflectors, ours and the peers'.
         stateful: number the replies to unauthenticated peers ourselves, instead of repeating their numbers.
+        reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "link_watch"
-    counted: ClassVar[Mapping[str, str]] = {name: f"{word} All paths." for name, word in _HELP.items()}
+    counted: ClassVar[Mapping[str, str]] = {
+        **COUNTED,
+        **{name: f"{word} All paths." for name, word in _HELP.items()},
+    }
     variants: ClassVar[tuple[Variant, ...]] = VARIANTS
 
     def __init__(self, options: Options) -> None:
@@ -129,6 +135,7 @@ class LinkWatch(Touchpoint):
         timer = self.wanted_variant = take(options, "timer", str, "auto", choices=("auto", "user"))
         port = self._port = take(options, "port", int, PORT, minimum=1, maximum=65535)
         stateful = take(options, "stateful", bool, False)
+        reattach = take(options, "reattach", bool, True)
         self._kernel = Kernel(
             mode=mode,
             pin=pin,
@@ -145,6 +152,7 @@ class LinkWatch(Touchpoint):
         self._budgets: list[_Budget] = []
         self._table: PathTable | None = None
         self._attached: dict[str, Attachment] = {}
+        self._detachments = Detachments(self.name, "watch", reattach, self._reattach)
         self._missing: dict[str, MapekError] = {}
         self._turn = asyncio.Lock()
         """An interface that comes back is heard of several times; it must get one stamper only."""
@@ -183,6 +191,8 @@ class LinkWatch(Touchpoint):
         for index, target in self._kernel.routed_targets(topology.addresses).items():
             self._targets[index] = target
         self._probe_on()
+        self._detachments.open(surroundings)
+        await surroundings.shared(Guard).join(self, surroundings)
         if not self._kernel.timers:
             self._look()
 
@@ -211,6 +221,9 @@ class LinkWatch(Touchpoint):
 
     async def close(self) -> None:
         """Say AdminDown to the peers, stop probing, detach; a pinned reflector goes on answering."""
+        if self._around is not None:
+            self._around.shared(Guard).leave(self)
+        self._detachments.close()
         for asked in list(self._asked.values()):
             asked.cancel()
         self._asked.clear()
@@ -241,7 +254,20 @@ class LinkWatch(Touchpoint):
         elif event.kind == "path.active":
             self._listen()
 
+    def held(self) -> list[Held]:
+        """What should stand, for `Guard`."""
+        there = [one for name, one in self._attached.items() if name not in self._missing]
+        if self._turn.locked():
+            return []
+        return [Held(Entity("link", one.interface, one.ifindex), it) for one in there for it in one.handles()]
+
+    def lost(self, held: Held, how: str) -> None:
+        """Somebody took it off."""
+        self._missing[held.link.name] = self._detachments.lost(held.link, how)
+
     def _is_stale(self, link: Entity) -> bool:
+        if self._detachments.stays_off(link):
+            return False
         known = self._attached.get(link.name)
         return link.name in self._missing or (known is not None and known.ifindex != link.generation)
 
@@ -259,6 +285,10 @@ class LinkWatch(Touchpoint):
                 await self._kernel.detach(known)
             await self._attach(link.name)
             self._probe_on()
+            if link.name in self._missing:
+                self._detachments.failed(link)
+            elif (one := self._attached.get(link.name)) is not None:
+                self._detachments.back(Entity("link", link.name, one.ifindex))
 
     def _listen(self) -> None:
         """Gaps matter on the active path only; silence on all that have alarms left."""
@@ -401,7 +431,9 @@ class LinkWatch(Touchpoint):
         return True
 
     def status(self) -> Status:
-        counts: Mapping[str, int] = self._table.totals(len(self._paths)) if self._table else {}
+        counts = self._detachments.counts()
+        if self._table is not None:
+            counts.update(self._table.totals(len(self._paths)))
         degraded = [str(error) for error in self._missing.values()] + self._kernel.degraded
         for index, path in enumerate(self._paths):
             if why := self._prober.unreachable(index):

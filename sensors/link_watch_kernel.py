@@ -26,6 +26,7 @@ from mapek.bpf import (
     pins,
 )
 from mapek.bpf.maps import ArrayMap, Map
+from mapek.bpf.standing import Standing
 from mapek.bpf.tc import TcLink
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
@@ -63,6 +64,15 @@ class Attachment:
     ingress: TcLink | None
     egress: TcLink | None
     keys: tuple[bytes, ...]
+
+    def handles(self) -> list[Standing]:
+        """What is attached."""
+        found: list[Standing] = [link for link in (self.ingress, self.egress) if link is not None]
+        if self.reflector is not None:
+            program = self.reflector.programs["link_watch"].id
+            if (slot := self.hooks.slot(self.ifindex, SLOT, program)) is not None:
+                found.append(slot)
+        return found
 
 
 class Kernel:

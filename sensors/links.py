@@ -73,6 +73,10 @@ class Links:
                 self._catching_up.cancel()
             self._queued = self._catching_up = None
 
+    def hear_now(self) -> None:
+        """Tell what the kernel has said by now, without waiting for the event loop to come to it."""
+        self._read()
+
     def _read(self) -> None:
         while self._heard is not None:
             try:

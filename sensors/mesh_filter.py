@@ -19,6 +19,7 @@ from mapek.config.options import located, plain, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import ConfigError, DegradedError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
+from mapek.sensors.detachments import COUNTED
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.identities import ALLOW, DENY, Identities, Verdict
 from mapek.sensors.identity_watch import IdentityFile
@@ -75,12 +76,14 @@ class MeshFilter(Touchpoint):
         rows: identities with a row of their own in a frame.
         max_identities, max_addresses: how many the kernel's maps hold; addresses of each kind (IPv4, IPv6, MAC).
         spare_probes: let link_watch's probes pass whatever the verdict is.
+        reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "mesh_filter"
     counted: ClassVar[Mapping[str, str]] = {
+        **COUNTED,
         "control": "Frames of batman-adv's own.",
         "undecoded": "Frames whose sender could not be told.",
         "spared": "Frames of denied identities that are never dropped.",
@@ -110,10 +113,11 @@ class MeshFilter(Touchpoint):
         )
         self._spare_probes = take(options, "spare_probes", bool, True)
         self._port = 0
+        reattach = take(options, "reattach", bool, True)
         self._around: Surroundings | None = None
         self._program: IngressProgram | None = None
         self._file: IdentityFile | None = None
-        self._interfaces = Interfaces("filter on", self._attach)
+        self._interfaces = Interfaces("filter on", self._attach, sensor=self.name, reattach=reattach)
         self._store = Store(rows, DENY if unknown == "deny" else ALLOW)
         self._undo = Undo()
 
@@ -257,7 +261,7 @@ class MeshFilter(Touchpoint):
         degraded += [
             f"{one.entity.name} by tc: {one.why}" for one in self._interfaces.attached.values() if one.why
         ]
-        counts = dict(zip(TALLIES, store.tallied.tolist(), strict=True))
+        counts = {**self._interfaces.counts(), **dict(zip(TALLIES, store.tallied.tolist(), strict=True))}
         counts["addresses_refused"] = store.addresses_refused
         if self._around is not None:
             counts["expired"] = self.registry.expired

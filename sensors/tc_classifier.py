@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 import numpy as np
@@ -20,6 +20,7 @@ from mapek.config.options import Table, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import ConfigError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
+from mapek.sensors.detachments import COUNTED
 from mapek.sensors.ingress import NEEDS
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficClass, parse_classes
@@ -58,11 +59,13 @@ class TcClassifier(Touchpoint):
         interfaces: names; by default those of all paths.
         classes: table of name -> conditions, see `parse_classes`; the first that matches has the packet.
         variant: "auto", "tcx" or "clsact".
+        reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "tc_classifier"
+    counted: ClassVar[Mapping[str, str]] = COUNTED
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant(
             "tcx",
@@ -82,10 +85,13 @@ class TcClassifier(Touchpoint):
         )
         self._classes = parse_classes(Table(classes, file, place))
         self.wanted_variant = take(options, "variant", str, "auto", choices=("auto", "tcx", "clsact"))
+        reattach = take(options, "reattach", bool, True)
         self._around: Surroundings | None = None
         self._choice: Choice | None = None
         self._shared: LoadedObject | None = None
-        self._interfaces: Interfaces[Counting] = Interfaces("classify on", self._attach)
+        self._interfaces: Interfaces[Counting] = Interfaces(
+            "classify on", self._attach, sensor=self.name, reattach=reattach
+        )
         self._schema = schema_of(self._classes)
         self._slots: dict[str, int] = {}
         self._free: deque[int] = deque()
@@ -202,4 +208,5 @@ class TcClassifier(Touchpoint):
     def status(self) -> Status:
         attached = self._interfaces.places()
         degraded = self._choice.degraded() if self._choice is not None else ()
-        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles()))
+        counts = self._interfaces.counts()
+        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles()), counts)

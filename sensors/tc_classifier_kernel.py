@@ -50,6 +50,10 @@ class Counting:
         counts: Counts = np.einsum("cdsf->dsf", self.counters)
         return counts
 
+    def handles(self) -> list[TcLink]:
+        """What is attached."""
+        return list(self.links)
+
     async def leave(self) -> None:
         """Take the programs off, the last one first; also again, where it was cancelled or refused."""
         await detach_all(self.links)

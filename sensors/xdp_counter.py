@@ -19,6 +19,7 @@ from mapek.bpf.worker import in_thread
 from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema, Value
+from mapek.sensors.detachments import COUNTED
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import NEEDS, IngressProgram, Joined, join_ingress
 from mapek.sensors.interfaces import Interfaces
@@ -89,12 +90,14 @@ class XdpCounter(Touchpoint):
         mode: "auto", "native" or "generic".
         persist: let the counters and the program outlive the agent.
         sample_every: emit an event "packet.sampled" for one packet in so many, per CPU; 0: none.
+        reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
 
     name: ClassVar[str] = "xdp_counter"
     counted: ClassVar[Mapping[str, str]] = {
+        **COUNTED,
         "ring_drops": "Samples lost because the ring buffer was full.",
     }
     # It says where the chain that they share is pinned, and takes over the one of the agent before.
@@ -106,10 +109,11 @@ class XdpCounter(Touchpoint):
         self._mode = take(options, "mode", str, "auto", choices=("auto", "native", "generic"))
         self._every = take(options, "sample_every", int, 0, minimum=0, maximum=2**31)
         self._persist = take(options, "persist", bool, False)
+        reattach = take(options, "reattach", bool, True)
         self._around: Surroundings | None = None
         self._keeper: Keeper | None = None
         self._program: IngressProgram | None = None
-        self._interfaces = Interfaces("count on", self._attach)
+        self._interfaces = Interfaces("count on", self._attach, sensor=self.name, reattach=reattach)
         self._lost: dict[str, int] = {}
 
     async def open(self, surroundings: Surroundings) -> None:
@@ -189,6 +193,8 @@ class XdpCounter(Touchpoint):
 
     def status(self) -> Status:
         attached = self._interfaces.places()
-        counts = {"ring_drops": sum(self._lost.values())} if self._every else {}
+        counts = self._interfaces.counts()
+        if self._every:
+            counts["ring_drops"] = sum(self._lost.values())
         lesser = tuple(word for one in self._interfaces.attached.values() for word in one.ingress.lesser)
         return Status(bool(attached), attached, (*self._interfaces.troubles(), *lesser), counts)

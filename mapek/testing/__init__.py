@@ -14,6 +14,7 @@ from mapek.testing.links import LinkMaker, VethLinks
 from mapek.testing.policies import check_policy
 from mapek.testing.sensors import (
     Crowd,
+    check_detached,
     check_full,
     check_interface,
     check_sensor,
@@ -28,6 +29,7 @@ __all__ = [
     "check_touchpoint",
     "check_sensor",
     "check_interface",
+    "check_detached",
     "check_unprivileged",
     "check_without",
     "check_full",

@@ -22,6 +22,9 @@ from mapek.testing.touchpoints import check_touchpoint
 PATIENCE_S = 10.0
 """For a sensor to notice what happens to its interface, and to count what it should."""
 
+NOTICED_S = 1.0
+"""For a sensor to notice that somebody took its program off."""
+
 Make = Callable[[], Touchpoint]
 
 
@@ -51,6 +54,7 @@ async def check_sensor(
     deny: Callable[[str], None] | None = None,
     lacks: Mapping[str, Callable[[], None]] | None = None,
     crowd: Crowd | None = None,
+    detach: Callable[[str], int] | None = None,
 ) -> None:
     """Raise AssertionError if the sensors that `make` makes break the contract, in any of the parts below.
 
@@ -66,10 +70,14 @@ async def check_sensor(
         deny: makes a feature probe answer no, such as `mapek.bpf.features.deny`, for the needs of its variants.
         lacks: other features by name, and what takes them away from a process that is root.
         crowd: more than it has room for; None for a sensor that has room for all that can come.
+        detach: takes what the sensor has attached off an interface, as others may do (`mapek.bpf.force.force_off`);
+            None for a sensor that attaches nothing to interfaces.
     """
     await check_touchpoint(make, topology, step=step)
     if links is not None:
         await check_interface(make, links, interface, topology, keeps=keeps)
+        if detach is not None:
+            await check_detached(make, detach, links, interface, topology)
     check_unprivileged(make, topology)
     check_without(make, topology, deny=deny, lacks=lacks)
     if crowd is not None:
@@ -168,6 +176,70 @@ async def check_interface(
             links.add(interface)
         elif called != interface:
             links.rename(called, interface)
+
+
+async def check_detached(
+    make: Make,
+    detach: Callable[[str], int],
+    links: LinkMaker,
+    interface: str = "l0",
+    topology: Topology | None = None,
+    *,
+    within_s: float = NOTICED_S,
+) -> None:
+    """What it has attached to the interface is taken off behind its back, while packets arrive.
+
+    Within a second it says so by an event "sensor.detached" and in `status`, puts it back, says "sensor.reattached",
+    and is then as before and counts on. Arguments: see `check_sensor`.
+    """
+    touchpoint, around, counted = make(), Around(topology or some_topology()), _Counted(True)
+    name, clock = touchpoint.name, around.clock
+
+    def look() -> None:
+        links.send(interface)
+        assert not (errors := around.failures()), f"{name} failed over {interface}: {errors[0]!r}"
+        counted.take(name, touchpoint.read())
+
+    def told(kind: str) -> list[Event]:
+        return [one for one in around.events if one.kind == kind and one.entity.name == interface]
+
+    async def grows(when: str) -> None:
+        start = counted.total
+
+        def more() -> bool:
+            look()
+            return counted.total > start
+
+        await until(more, PATIENCE_S, lambda: f"{name} counts nothing on {interface} {when}")
+
+    def back() -> bool:
+        look()
+        status = touchpoint.status()
+        return bool(told("sensor.reattached")) and _said(status) == before and status.counts["reattached"] > 0
+
+    try:
+        await touchpoint.open(around.surroundings())
+        await grows("at first")
+        before = _said(touchpoint.status())
+        assert detach(interface), f"{name} has nothing attached to {interface}"
+        begun = clock.now_ns()
+        await until(
+            lambda: told("sensor.detached"),
+            PATIENCE_S,
+            lambda: f"{name} does not notice: {touchpoint.status()}",
+        )
+        noticed_s = (told("sensor.detached")[0].time_ns - begun) / 1e9
+        assert noticed_s <= within_s, (
+            f"{name} noticed after {noticed_s:.2f} s that it was taken off {interface}"
+        )
+        assert touchpoint.status().counts["detached"] > 0, f"{name} does not count that it was taken off"
+        await until(
+            back, PATIENCE_S, lambda: f"{name} is not as before on {interface}: {touchpoint.status()}"
+        )
+        await grows("after it was put back")
+    finally:
+        await touchpoint.close()
+        await around.end()
 
 
 def check_unprivileged(make: Make, topology: Topology | None = None) -> None:

@@ -37,21 +37,43 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _lines(found: list[Loaded]) -> list[str]:
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    lines = []
+    lines = [
+        f"{'ID':<7}{'NAME':<17}{'TYPE':<16}{'WHOSE':<23}{'SINCE':>8}{'MAPS':>10}{'RUNS':>15}{'NS/RUN':>8}"
+    ]
     for one in found:
-        places = ", ".join(f"{at.kind} {at.place}{', pinned' * at.pinned}" for at in one.attached)
-        who = ", ".join(f"{holder.command} ({holder.pid})" for holder in one.holders)
-        parts = [
-            f"{one.id:<7}{one.name:<16} {one.type:<15}",
-            f"{f'mapek {one.object}' if one.object else 'foreign':<24}",
-            f"since {_ago(now - one.loaded_ns):<8}",
-            places or "attached by no link",
-            f"held by {who}" if who else "held by no process that we can see",
-        ]
-        if one.runs:
-            parts.append(f"{one.runs} runs of {one.run_ns / one.runs:.0f} ns")
-        lines.append("  ".join(parts))
+        whose = f"mapek {one.object}" if one.object else "foreign"
+        runs = f"{one.runs:>15}{one.run_ns / one.runs:>8.0f}" if one.runs else f"{'-':>15}{'-':>8}"
+        lines.append(
+            f"{one.id:<7}{one.name:<17}{one.type:<16}{whose:<23}{_ago(now - one.loaded_ns):>8}"
+            f"{_size(one.map_bytes):>10}{runs}"
+        )
+        lines += [f"       {word}" for word in _where(one)]
     return lines
+
+
+def _where(one: Loaded) -> list[str]:
+    """What is told of a program below its line."""
+    words = []
+    for at in one.attached:
+        if at.kind == "chain":
+            place, _, slot = at.place.rpartition(" slot ")
+            words.append(f"in the chain of {place}, slot {slot}")
+        else:
+            link = f" (link {at.link_id})" if at.link_id else ""
+            words.append(f"on {at.kind} {at.place}{link}{', which only its pin keeps' * at.pinned}")
+    words += [f"pinned at {path}" for path in one.pins]
+    who = ", ".join(f"{holder.command} ({holder.pid})" for holder in one.holders)
+    words.append(f"held by {who}" if who else "held by no process that we can see")
+    if not one.attached:
+        words.insert(0, "attached to nothing that we can see")
+    return words
+
+
+def _size(number: int) -> str:
+    for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size:
+            return f"{number / size:.0f} {unit}"
+    return f"{number} B"
 
 
 def _ago(ns: int) -> str:

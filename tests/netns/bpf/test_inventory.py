@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mapek.bpf import Dispatcher, ObjectSpec, attach_tc, load, object_path
+from mapek.bpf import Dispatcher, ObjectSpec, attach_tc, attach_xdp_netlink, load, object_path, tracing
 from mapek.bpf.inventory import Loaded, programs
+from mapek.cli import main
 from tests.netns.bpf.wires import Wire
 
 pytestmark = pytest.mark.netns
@@ -41,7 +42,9 @@ async def test_programs_their_places_and_their_holders(wire: Wire) -> None:
                 }  # fmt: skip
                 (at,) = found["dispatcher"].attached
                 assert (at.kind, at.place, at.pinned) == ("xdp", "near", False)
-                assert found["xdp_counter"].attached == ()
+                assert [(one.kind, one.place) for one in found["xdp_counter"].attached] == [
+                    ("chain", "near slot xdp_counter")
+                ]
                 assert dispatcher.chain.id in found["xdp_counter"].map_ids
                 if tc_link.way == "tcx":
                     (at,) = found["empty_tc"].attached
@@ -78,3 +81,79 @@ async def test_what_only_a_pin_keeps(wire: Wire, pins: Path) -> None:
         assert again.taken_over
         await again.release(keep=False)
     assert ident not in {one.id for one in programs()}
+
+
+@pytest.mark.needs("bpftool")
+def test_what_no_link_tells_of(wire: Wire) -> None:
+    """XDP by netlink and clsact filters, beside `bpftool net show`."""
+    with (
+        load(ObjectSpec.read(object_path("empty"))) as xdp,
+        load(ObjectSpec.read(object_path("empty_tc"))) as tc,
+        attach_xdp_netlink(xdp.programs["empty"], wire.near, "generic"),
+        attach_tc(tc.programs["empty_tc"], wire.near, "ingress", "clsact"),
+        attach_tc(tc.programs["empty_tc"], wire.near, "egress", "clsact"),
+    ):
+        (told,) = bpftool("net", "show")
+        found = ours()
+        (at,) = found["empty"].attached
+        assert (at.link_id, at.kind, at.place) == (0, "xdp by netlink", "near generic")
+        assert [(one["devname"], one["mode"], one["id"]) for one in told["xdp"]] == [  # type: ignore[attr-defined]
+            ("near", "generic", found["empty"].id)
+        ]
+        assert [(at.kind, at.place) for at in found["empty_tc"].attached] == [
+            ("clsact", "near ingress prio 3054 handle 0x1"),
+            ("clsact", "near egress prio 3054 handle 0x1"),
+        ]
+        assert [(one["devname"], one["kind"], one["id"]) for one in told["tc"]] == [  # type: ignore[attr-defined]
+            ("near", f"clsact/{way}", found["empty_tc"].id) for way in ("ingress", "egress")
+        ]
+
+
+@pytest.mark.kernel
+@pytest.mark.needs("tracefs")
+def test_what_hangs_on_a_tracepoint(wire: Wire) -> None:
+    spec = ObjectSpec.read(object_path("net_events_tp"))
+    with load(spec, programs={"net_drop"}) as loaded:
+        program = loaded.programs["net_drop"]
+        with tracing.attach_tracepoint(program, "skb", "kfree_skb"):
+            (at,) = ours()["net_drop"].attached
+            assert (at.kind, at.place) == ("tracepoint", "kfree_skb")
+        assert ours()["net_drop"].attached == ()
+
+
+@pytest.mark.needs("bpftool", "bpffs")
+async def test_pins_memory_and_links_as_bpftool_says(wire: Wire, pins: Path) -> None:
+    spec = ObjectSpec.read(object_path("xdp_counter"))
+    async with (
+        Dispatcher.attach(wire.near, pin_dir=pins / "near") as dispatcher,
+        await dispatcher.load("xdp_counter", spec) as member,
+    ):
+        await dispatcher.set("xdp_counter", member.programs["xdp_counter"])
+        found = ours()
+        assert found["dispatcher"].pins == (str(pins / "near" / "link"),)
+        (at,) = found["dispatcher"].attached
+        told = {one["id"]: one for one in bpftool("link", "show")}[at.link_id]
+        assert (told["type"], told["prog_id"]) == ("xdp", found["dispatcher"].id)
+        maps = {one["id"]: one for one in bpftool("map", "show")}
+        for one in found.values():
+            assert one.map_bytes == sum(int(str(maps[ident]["bytes_memlock"])) for ident in one.map_ids) > 0
+        # A symbolic link is no pin, whatever it points to.
+        (pins / "near" / "other").symlink_to(pins / "near" / "link")
+        assert ours()["dispatcher"].pins == (str(pins / "near" / "link"),)
+        (pins / "near" / "other").unlink()
+
+
+async def test_the_list_for_people(wire: Wire, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = ObjectSpec.read(object_path("xdp_counter"))
+    async with (
+        Dispatcher.attach(wire.near) as dispatcher,
+        await dispatcher.load("xdp_counter", spec) as member,
+    ):
+        await dispatcher.set("xdp_counter", member.programs["xdp_counter"])
+        ident = ours()["dispatcher"].attached[0].link_id
+        assert main(["bpf", "list", "--ours"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["ID", "NAME", "TYPE", "WHOSE", "SINCE", "MAPS", "RUNS", "NS/RUN"]
+    assert f"       on xdp near (link {ident})" in lines
+    assert "       in the chain of near, slot xdp_counter" in lines
+    assert all(len(line) <= 110 for line in lines if not line.startswith("       held"))

@@ -17,6 +17,7 @@ from typing import ClassVar
 import pytest
 
 from mapek.bpf import features
+from mapek.bpf.force import force_off
 from mapek.contracts import Touchpoint
 from mapek.model import Step
 from mapek.sensors.interface import Interface
@@ -24,6 +25,7 @@ from mapek.sensors.mesh_filter import MeshFilter
 from mapek.testing import (
     Crowd,
     VethLinks,
+    check_detached,
     check_full,
     check_interface,
     check_touchpoint,
@@ -205,6 +207,21 @@ async def test_interface_gone_and_back(make, case, links, request):
     known(request, case, "interface")
     if case.links:
         await check_interface(make, links, "l0", keeps=case.keeps)
+
+
+async def test_taken_off_behind_its_back(make, case, links):
+    if "detached" in make().counted:
+        await check_detached(make, force_off, links, within_s=machine.patience(1.0))
+
+
+def test_every_sensor_with_programs_on_interfaces_is_looked_after():
+    kinds = (target.partition(":") for target in SENSORS.values())
+    told = {
+        name
+        for name, (module, _, kind) in zip(SENSORS, kinds, strict=True)
+        if "detached" in getattr(importlib.import_module(module), kind).counted
+    }
+    assert told == {"xdp_counter", "link_watch", "tc_classifier", "mesh_filter", "batadv"}
 
 
 def test_no_privilege(make, links):
