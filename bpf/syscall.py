@@ -227,9 +227,10 @@ def map_ids(fd: int) -> tuple[int, ...]:
 
 
 def fd_by_id(command: int, ident: int) -> int:
-    """A new fd for a program, map or link id; raises FileNotFoundError when it is gone."""
+    """A new fd for a program, map or link id; raises FileNotFoundError when it is gone, or not yet."""
     result = bpf_raw(command, struct.pack("=IIII", ident, 0, 0, 0))
-    if result == -errno.ENOENT:
+    # EAGAIN: a link that has its id, but is not attached yet, and that the kernel pretends not to have.
+    if result in (-errno.ENOENT, -errno.EAGAIN):
         raise FileNotFoundError(errno.ENOENT, f"bpf object id {ident} is gone")
     if result < 0:
         raise explain(-result, "open bpf id", ident, wanted=("CAP_SYS_ADMIN",))

@@ -20,14 +20,21 @@ class Gauge:
 
     Args:
         command: the program and its arguments.
+        name: what errors call it, the command by default.
         inside: the namespace that it runs in, ours by default.
         pass_fds: descriptors that it inherits, for one that runs in ours.
     """
 
     def __init__(
-        self, command: Sequence[object], *, inside: Namespace | None = None, pass_fds: Sequence[int] = ()
+        self,
+        command: Sequence[object],
+        *,
+        name: str = "",
+        inside: Namespace | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self._command = tuple(map(str, command))
+        self._name = name or " ".join(self._command)
         self._inside, self._pass_fds = inside, tuple(pass_fds)
         self._process: Process | None = None
 
@@ -68,8 +75,5 @@ class Gauge:
             assert process.stderr is not None
             said = (await process.stderr.read()).decode(errors="replace").strip()
             last = said.splitlines()[-1] if said else "it ended"
-            raise PermanentError("measure", self._name(), last, "run it by hand" if not said else "")
+            raise PermanentError("measure", self._name, last, "run it by hand" if not said else "")
         return [int(word) for word in line.split()]
-
-    def _name(self) -> str:
-        return " ".join(self._command)

@@ -14,13 +14,15 @@ from typing import Final, Self
 from pyroute2 import IPRoute
 
 from mapek.simulations.gauge import Gauge
-from mapek.simulations.netns import Namespace
+from mapek.simulations.netns import Namespace, write_sysctl
 from mapek.simulations.process import child_command
 
 SENDER: Final = "10.9.0.1"
 RECEIVER: Final = "10.9.0.2"
 INTERFACE: Final = "in"
 """The receiver's end."""
+_MACS: Final = {SENDER: "02:00:00:00:00:01", RECEIVER: "02:00:00:00:00:02"}
+_PERMANENT: Final = 0x80  # NUD_PERMANENT
 _PORT: Final = 9
 
 
@@ -52,9 +54,11 @@ class Road:
     async def _open(self) -> None:
         for space in (self.sender, self.receiver):
             await self._life.enter_async_context(space)
+        for space in (self.sender, self.receiver):
+            await space.run(_silence)
         await self.sender.route(self._make)
-        await self.sender.route(partial(_raise, "out", SENDER))
-        self.index = await self.receiver.route(partial(_raise, INTERFACE, RECEIVER))
+        await self.sender.route(partial(_raise, "out", SENDER, RECEIVER))
+        self.index = await self.receiver.route(partial(_raise, INTERFACE, RECEIVER, SENDER))
         # Somebody to take them, who lets them drop when its buffer is full: no answers by ICMP.
         ends = []
         for space, own, other in ((self.sender, SENDER, RECEIVER), (self.receiver, RECEIVER, SENDER)):
@@ -67,8 +71,8 @@ class Road:
         self._gauge = await self._life.enter_async_context(Gauge(command, pass_fds=ends))
 
     def _make(self, route: IPRoute) -> None:
-        peer = {"ifname": INTERFACE, "net_ns_pid": self.receiver.pid}
-        route.link("add", ifname="out", kind="veth", peer=peer)
+        peer = {"ifname": INTERFACE, "net_ns_pid": self.receiver.pid, "address": _MACS[RECEIVER]}
+        route.link("add", ifname="out", kind="veth", peer=peer, address=_MACS[SENDER])
 
     async def flood(self, slices: int, datagrams: int) -> list[float]:
         """ns a datagram took at saturation, for each slice; nobody takes them in, so that most are dropped."""
@@ -88,8 +92,16 @@ class Road:
         return lost, took
 
 
-def _raise(name: str, address: str, route: IPRoute) -> int:
+def _silence() -> None:
+    """No router is looked for and no group joined: what arrives is what was sent, a run of a program for each."""
+    for scope in ("all", "default"):
+        write_sysctl(f"ipv6/conf/{scope}/disable_ipv6", 1)
+
+
+def _raise(name: str, own: str, other: str, route: IPRoute) -> int:
     index: int = route.link_lookup(ifname=name)[0]
-    route.addr("add", index=index, address=address, prefixlen=24)
+    route.addr("add", index=index, address=own, prefixlen=24)
     route.link("set", index=index, state="up")
+    # Nobody has to ask where the other is, which a program that drops everything would leave without an answer.
+    route.neigh("replace", dst=other, lladdr=_MACS[other], ifindex=index, state=_PERMANENT)
     return index

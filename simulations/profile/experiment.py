@@ -60,8 +60,8 @@ async def alternate(
 async def _opened(subject: Subject) -> AsyncIterator[tuple[Load, Switch]]:
     command = child_command("sensor")
     if subject.load == "flow":
-        async with Road() as road, Gauge(command, inside=road.receiver) as sensor:
+        async with Road() as road, Gauge(command, name=subject.sensor, inside=road.receiver) as sensor:
             yield FlowLoad(road), Switch(subject, sensor)
     else:
-        async with Gauge(child_command("calls")) as calls, Gauge(command) as sensor:
+        async with Gauge(child_command("calls")) as calls, Gauge(command, name=subject.sensor) as sensor:
             yield CallsLoad(calls), Switch(subject, sensor, calls.pid)

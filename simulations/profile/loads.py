@@ -17,6 +17,8 @@ DATAGRAMS: Final = 640
 WARM_UP: Final = 2
 PINGS: Final = 600
 CALLS: Final = 2500
+TRIES: Final = 3
+"""A machine that stalls loses some packets once; a program that drops them does so each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,13 @@ class FlowLoad:
     async def trial(self) -> dict[str, float]:
         """Raises PermanentError when a hundredth does not arrive: then it would be measured how fast one drops."""
         await self._road.flow(WARM_UP, DATAGRAMS)
-        arrived, took = await self._road.flow(SLICES, DATAGRAMS)
-        lost, answers = await self._road.ping(PINGS)
-        sent = SLICES * DATAGRAMS
-        if arrived < 0.99 * sent or lost > 0.01 * PINGS:
-            why = f"{arrived} of {sent} packets arrived, and {PINGS - lost} of {PINGS}"
+        for _ in range(TRIES):
+            arrived, took = await self._road.flow(SLICES, DATAGRAMS)
+            lost, answers = await self._road.ping(PINGS)
+            if arrived >= 0.99 * SLICES * DATAGRAMS and lost <= 0.01 * PINGS:
+                break
+        else:
+            why = f"{arrived} of {SLICES * DATAGRAMS} packets arrived, and {PINGS - lost} of {PINGS}"
             raise PermanentError("measure", "the flow", why, "let the program pass them")
         middle, worst = np.percentile(answers, (50, 99))
         return {"cpu_ns": float(np.median(took)), "p50_ns": float(middle), "p99_ns": float(worst)}

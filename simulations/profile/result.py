@@ -57,13 +57,14 @@ class Result:
             return []
         settings, found = self.subject.settings, []
         for metric in self.metrics:
-            found.append(self._compare(metric, WITHOUT, WITH))
+            found.append(self.compare(metric, WITHOUT, WITH))
             if metric == next(iter(self.metrics)):
-                found += [self._compare(metric, WITHOUT, OTHERS)] if OTHERS in settings else []
-                found += [self._compare(metric, EMPTY, WITH)] if EMPTY in settings else []
+                found += [self.compare(metric, WITHOUT, OTHERS)] if OTHERS in settings else []
+                found += [self.compare(metric, EMPTY, WITH)] if EMPTY in settings else []
         return found
 
-    def _compare(self, metric: str, a: str, b: str) -> Told:
+    def compare(self, metric: str, a: str, b: str) -> Told:
+        """Two settings by one metric."""
         decides = self.metrics[metric].decides
         return Told(metric, a, b, compare(self.values(a, metric), self.values(b, metric), decides))
 

@@ -32,7 +32,7 @@ def text(result: Result, empty_ns: float | None = None) -> str:
     lines += _programs(result, empty_ns)
     if any(one.found.verdict == "not measured" for one in told):
         lines.append(
-            "not measured: the interval holds 0 and is wider than what could decide; take more --seconds."
+            "not measured: too few rounds, or an interval with 0 in it, too wide to decide; take more --seconds."
         )
     if not told:
         lines.append("not one round was done.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mapek.bpf import MapSpec, ObjectSpec, ProgramSpec, object_path
+from mapek.bpf import MapSpec, ObjectSpec, Program, ProgramSpec, object_path, syscall
 from mapek.bpf.anatomy import Anatomy, Function, Reference
 from mapek.bpf.instructions import Instruction, decode
 
@@ -53,9 +54,24 @@ def wide(register: int, value: int = 0, source: int = 0) -> tuple[Row, Row]:
     return (0x18, register, source, 0, value & 0x7FFFFFFF), (0, 0, 0, 0, value >> 32)
 
 
+def load_xdp(name: str, *rows: Row) -> Program:
+    """Into the kernel, without an object; the caller closes it."""
+    code = ctypes.create_string_buffer(raw(*rows))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = bytearray(128)
+    struct.pack_into("=IIQQ", attr, 0, 6, len(rows), ctypes.addressof(code), ctypes.addressof(licence))
+    struct.pack_into("=16s", attr, 48, name.encode())
+    return Program(syscall.bpf(syscall.PROG_LOAD, attr, "load", name), name)
+
+
+def raw(*rows: Row) -> bytes:
+    """As a little-endian machine has them."""
+    return b"".join(struct.pack("<BBhi", c, d | s << 4, o, i) for c, d, s, o, i in rows)
+
+
 def assemble(*rows: Row) -> tuple[Instruction, ...]:
     """Instructions of the rows."""
-    return decode(b"".join(struct.pack("<BBhi", c, d | s << 4, o, i) for c, d, s, o, i in rows), "little")
+    return decode(raw(*rows), "little")
 
 
 def anatomy(

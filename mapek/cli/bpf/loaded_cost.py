@@ -66,7 +66,9 @@ def choose(programs: Sequence[Loaded], wanted: Sequence[str], known: Sequence[st
     found: list[Loaded] = []
     for name in wanted:
         if not name.isdigit() and name not in known:
-            raise ConfigError("profile", name[:40], "unknown sensor", f"take from {', '.join(known)}")
+            raise ConfigError(
+                "profile", name[:40], "no sensor with a program of its own", f"take from {', '.join(known)}"
+            )
         these = [one for one in programs if _is(one, name)]
         if not these:
             do = "see mapek bpf list" if name.isdigit() else "start an agent with it, or measure it with --ab"

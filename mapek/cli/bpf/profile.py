@@ -67,13 +67,6 @@ def _profile(arguments: argparse.Namespace) -> int:
     return asyncio.run(until_signal(_loaded(arguments.sensor, seconds, arguments.json)))
 
 
-def sensors() -> list[str]:
-    """Names that a sensor with a program can have."""
-    from mapek import plugins
-
-    return sorted(plugins.available(plugins.SENSORS))
-
-
 async def _loaded(wanted: list[str], seconds: float, as_json: bool) -> int:
     import asyncio
     import time
@@ -81,11 +74,14 @@ async def _loaded(wanted: list[str], seconds: float, as_json: bool) -> int:
     from mapek.bpf.inventory import programs
     from mapek.bpf.run_stats import Watched, run_time_stats
     from mapek.bpf.stop_watch import stop_watch
-    from mapek.cli.bpf.loaded_cost import Cost, choose, document, inside, table
+    from mapek.cli.bpf.loaded_cost import DISPATCHER, Cost, choose, document, inside, table
     from mapek.errors import ObjectError
+    from mapek.simulations.profile.subjects import SUBJECTS
 
-    everything = await asyncio.to_thread(programs)
-    chosen = choose(everything, wanted, sensors())
+    with run_time_stats():
+        # Where it cannot be measured, that is what is said.
+        everything = await asyncio.to_thread(programs)
+    chosen = choose(everything, wanted, (*SUBJECTS, DISPATCHER))
     above = inside(everything)
     with Watched(one.id for one in chosen) as watched:
         sizes = await asyncio.to_thread(watched.sizes)

@@ -7,6 +7,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mapek.errors import ConfigError, PrivilegeError
@@ -14,7 +15,10 @@ from mapek.errors import ConfigError, PrivilegeError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mapek.simulations.profile import Result, Subject
+    from mapek.bpf.stop_watch import StopWatch
+    from mapek.simulations.profile.result import Result
+    from mapek.simulations.profile.subjects import Subject
+    from mapek.simulations.report import Json
 
 
 def profile_ab(arguments: argparse.Namespace, seconds: float) -> int:
@@ -29,6 +33,8 @@ def profile_ab(arguments: argparse.Namespace, seconds: float) -> int:
     if options and len(arguments.sensor) != 1:
         raise ConfigError("set options of", "several sensors", "they differ", "name one sensor")
     subjects = [subject(name, options) for name in dict.fromkeys(arguments.sensor) or SUBJECTS]
+    for one in subjects:
+        _check_options(one)
     if lacks := missing_for_lab():
         raise PrivilegeError("profile", subjects[0].sensor, "; ".join(lacks))
     if arguments.plot is not None:
@@ -47,6 +53,16 @@ def read_options(given: list[str]) -> dict[str, object]:
     return options
 
 
+def _check_options(one: Subject) -> None:
+    """Construct the sensor, which raises ConfigError for what it cannot be told."""
+    from mapek import plugins
+    from mapek.config.options import Table
+    from mapek.config.settings import PluginConfig
+
+    place = f"[sensors.{one.sensor}]"
+    plugins.create(plugins.SENSORS, PluginConfig(one.sensor, one.sensor, Table(one.options, place=place)))
+
+
 def _must_draw(path: Path) -> None:
     """Say it before a minute of measuring, not after."""
     from mapek.simulations.profile.picture import check
@@ -60,7 +76,9 @@ async def _measure(subjects: list[Subject], seconds: float, arguments: argparse.
     from mapek.bpf.stop_watch import stop_watch
     from mapek.cli import say
     from mapek.errors import DegradedError, PermanentError
-    from mapek.simulations.profile import Result, run, words
+    from mapek.simulations.profile import words
+    from mapek.simulations.profile.experiment import run
+    from mapek.simulations.profile.result import Result
 
     results: list[Result] = []
     failed: dict[str, str] = {}
@@ -72,7 +90,8 @@ async def _measure(subjects: list[Subject], seconds: float, arguments: argparse.
             try:
                 await run(one, seconds, arguments.seed, result)
             except (DegradedError, PermanentError) as error:
-                results.remove(result)
+                if not result.rounds:
+                    results.remove(result)
                 failed[one.sensor] = str(error)
                 say(error)
             finally:
@@ -82,9 +101,7 @@ async def _measure(subjects: list[Subject], seconds: float, arguments: argparse.
                     sys.stdout.flush()
     finally:
         if arguments.json:
-            print(
-                json.dumps(_document(results, failed, {"empty_ns": watch.empty_ns, "adds_ns": watch.adds_ns}))
-            )
+            print(json.dumps(document(results, failed, watch)))
         if arguments.plot is not None and any(result.rounds for result in results):
             from mapek.simulations.profile.picture import draw
 
@@ -92,7 +109,8 @@ async def _measure(subjects: list[Subject], seconds: float, arguments: argparse.
     return 1 if failed else 0
 
 
-def _document(
-    results: list[Result], failed: Mapping[str, str], stats: Mapping[str, float | None]
-) -> dict[str, object]:
-    return {"bpf_stats": stats, "sensors": [result.json() for result in results], "failed": failed}
+def document(results: list[Result], failed: Mapping[str, str], watch: StopWatch) -> dict[str, Json]:
+    """As JSON has it (docs/PROFILE.md)."""
+    stats: dict[str, Json] = asdict(watch)
+    sensors: list[Json] = [result.json() for result in results]
+    return {"bpf_stats": stats, "sensors": sensors, "failed": dict(failed)}
