@@ -92,6 +92,11 @@ def _memlock() -> Condition:
     return Condition("memlock", Answer.NO, limit, do)
 
 
+def pinnable() -> bool:
+    """Whether objects can be pinned below BPFFS: a bpffs is mounted there that this process may write to."""
+    return _bpffs().answer is Answer.YES
+
+
 def _bpffs() -> Condition:
     mount = next((fields for fields in _mounts() if fields[1] == BPFFS), None)
     if mount is None or mount[2] != "bpf":

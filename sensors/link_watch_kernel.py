@@ -21,6 +21,7 @@ from mapek.bpf import (
     Program,
     RingBuffer,
     attach_tc_async,
+    host,
     load_async,
     object_path,
 )
@@ -237,7 +238,7 @@ class Kernel:
     def unpinned(self, interface: str) -> str:
         """Why the reflector cannot be pinned here, "" when it can or shall not be. Raises DegradedError where it
         must be."""
-        if self._pin == "no" or (BPFFS.is_dir() and os.access(BPFFS, os.W_OK) and os.path.ismount(BPFFS)):
+        if self._pin == "no" or host.pinnable():
             return ""
         if self._pin == "yes":
             do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
