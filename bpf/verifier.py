@@ -19,7 +19,7 @@ _STATE: Final = re.compile(r"^(from \d+ to \d+|R\d+[=_w]|\d+: R\d|; R\d|last_idx
 _SOURCE: Final = re.compile(r"^; ?(.*?)(?: @ ([^ ]+:\d+))?$")
 _REGISTER: Final = re.compile(r"\bR(\d+)\b")
 
-_CURES: Final = tuple(
+CURES: Final = tuple(
     (re.compile(complaint), cure)
     for complaint, cure in (
         (
@@ -97,7 +97,7 @@ def complaint(log: str) -> Complaint:
     while last and not (_INSTRUCTION.match(rows[last - 1]) or rows[last - 1].startswith(";")):
         last -= 1
     message = ", ".join(rows[last:] or rows[-1:])
-    cure = next((cure for pattern, cure in _CURES if pattern.search(message)), "")
+    cure = next((cure for pattern, cure in CURES if pattern.search(message)), "")
     register, place, line = "", "", ""
     if found := _REGISTER.search(message):
         register = found[0]

@@ -21,6 +21,7 @@ from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
+from mapek.sensors.batman_adv_refusal import refusal
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
 
 log = logging.getLogger("mapek")
@@ -91,8 +92,6 @@ class BatmanAdv(Touchpoint):
         return self._tables
 
     def shortfalls(self) -> tuple[str, ...]:
-        from mapek.sensors.batman_adv_netlink import refusal
-
         if missing_capabilities("CAP_NET_ADMIN"):
             raise refusal(errno.EPERM)
         if features.probe("batman_adv") is features.Answer.NO:

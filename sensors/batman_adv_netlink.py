@@ -16,10 +16,10 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 from pyroute2.netlink.exceptions import NetlinkError as PyrouteError
 from pyroute2.netlink.generic import AsyncGenericNetlinkSocket, GenericNetlinkSocket
 
-from mapek.errors import FeatureError, MapekError, NetlinkError, PrivilegeError
+from mapek.errors import NetlinkError
+from mapek.sensors.batman_adv_refusal import FAMILY, refusal
 from mapek.sensors.batman_adv_tables import Hardif, Mesh, Neighbour, Originator, Tables
 
-FAMILY = "batadv"
 VERSION = 1
 BATADV_CMD_GET_MESH = 1
 BATADV_CMD_GET_HARDIF = 5
@@ -106,17 +106,6 @@ def dump_tables() -> list[Tables]:
         raise refusal(error.code) from error
     except OSError as error:
         raise refusal(error.errno or errno.EIO) from error
-
-
-def refusal(code: int) -> MapekError:
-    """What the kernel's errno says, as an error of ours."""
-    if code in (errno.ENOENT, errno.ENOTSUP):
-        return FeatureError("read", "batman-adv", "it is not loaded", "modprobe batman-adv")
-    if code == errno.EPERM:
-        do = "run as root or grant the capability"
-        return PrivilegeError("read", "batman-adv", "CAP_NET_ADMIN is missing", do)
-    why = errno.errorcode.get(code, str(code))
-    return NetlinkError("dump", FAMILY, why, "see `batctl meshif bat0 oj`", code=code)
 
 
 def _meshes() -> list[int]:

@@ -19,7 +19,7 @@ from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.links import Links
-from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint
+from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint, tracepoints_lack
 from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFIC, sample
 from mapek.sensors.net_events_names import UNSPECIFIED
 from mapek.sensors.net_events_traffic import Traffic
@@ -123,6 +123,11 @@ class NetEvents(Touchpoint):
         self._schema = SCHEMA
         self._carried: Traffic | None = None
         self._shown = 1
+
+    def shortfalls(self) -> tuple[str, ...]:
+        choice = choose(self.name, self.variants, self.wanted_variant)
+        lesser = choice.variant.name == "tracepoint"
+        return tracepoints_lack(self._packets, self._everywhere) if lesser else ()
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to the tracepoints; those that this kernel lacks are left out and said."""

@@ -139,13 +139,7 @@ def start_tracepoint(
     kept = None
     if keep is not None and (kept := keep(ObjectSpec.read(object_path("net_events_tp")), (), {}, {})).holds:
         kept.lost("perf events end with their process")
-    missing: list[str] = []
-    told = {}
-    for program, (category, event) in _TP.items():
-        try:
-            told[program] = tracing.read_event(category, event, "format")
-        except FeatureError as error:
-            missing.append(str(error))
+    told, missing = _formats()
     if not told:
         raise FeatureError("open", "net_events", missing[0], "mount tracefs, or use a kernel with BTF")
     drop = told.get("net_drop", "")
@@ -172,13 +166,33 @@ def start_tracepoint(
         for program in told:
             _attach(running, program, "tracepoint")
         undo.pop_all()
-    if not everywhere:
-        running.missing.append("counted for all network namespaces: tracepoints do not tell theirs")
-    if packets:
-        running.missing.append(
-            "no packets per interface: tracepoints tell names only; see the sensor interface"
-        )
+    running.missing.extend(_lesser(packets, everywhere))
     return running
+
+
+def tracepoints_lack(packets: bool, everywhere: bool) -> tuple[str, ...]:
+    """What `start_tracepoint` would find missing, in its words."""
+    return (*_formats()[1], *_lesser(packets, everywhere))
+
+
+def _formats() -> tuple[dict[str, str], list[str]]:
+    """The format of each tracepoint that is there, by program, and what is missing."""
+    told, missing = {}, []
+    for program, (category, event) in _TP.items():
+        try:
+            told[program] = tracing.read_event(category, event, "format")
+        except FeatureError as error:
+            missing.append(str(error))
+    return told, missing
+
+
+def _lesser(packets: bool, everywhere: bool) -> tuple[str, ...]:
+    words = []
+    if not everywhere:
+        words.append("counted for all network namespaces: tracepoints do not tell theirs")
+    if packets:
+        words.append("no packets per interface: tracepoints tell names only; see the sensor interface")
+    return tuple(words)
 
 
 def _begin(loaded: LoadedObject, names: Mapping[int, str]) -> Running:

@@ -129,7 +129,7 @@ def test_the_kernels_bytes_are_read_by_the_kernels_names():
     ],
 )
 def test_refusals(code, kind, word):
-    from mapek.sensors.batman_adv_netlink import refusal
+    from mapek.sensors.batman_adv_refusal import refusal
 
     error = refusal(code)
     assert isinstance(error, kind)
