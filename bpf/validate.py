@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from mapek.bpf import btf, helpers, signatures
+from mapek.bpf import btf, helpers
 from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function, take_apart
 from mapek.bpf.instructions import unknown
 from mapek.bpf.rules import Rules, in_force
+from mapek.bpf.signatures import SUFFIX, read_signature, signed_by
 from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from mapek.errors import ObjectError
 
@@ -169,10 +170,10 @@ def _signature(spec: ObjectSpec, rules: Rules, given: str | Path | None = None) 
     if not rules.keys:
         return
     folder, name = os.path.split(spec.path)
-    path = given or (rules.signatures or Path(folder)) / (name + signatures.SUFFIX)
+    path = given or (rules.signatures or Path(folder)) / (name + SUFFIX)
     try:
         # Over the very bytes that are handed to the kernel, whatever the file holds by now.
-        if signatures.signed_by(spec.raw, signatures.read_signature(path), rules.keys) is not None:
+        if signed_by(spec.raw, read_signature(path), rules.keys) is not None:
             return
     except ObjectError as error:
         yield Finding("refuse", "object", f"it has no signature: {error.on}: {error.why}", error.do)

@@ -101,13 +101,12 @@ class Privileges:
 
 
 def for_files(*places: Path | None) -> frozenset[str]:
-    """What is needed to write below these folders: CAP_DAC_OVERRIDE for root among another user's files, else nothing.
+    """What root needs to write below these folders: CAP_DAC_OVERRIDE where one is another user's, else nothing.
 
-    A user who is not root needs folders of his own. Places that are not there yet are judged by the nearest above.
+    Places that are not there yet are judged by the nearest above. Who is not root needs folders of his own.
     """
-    for place in filter(None, places):
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if place.stat().st_uid != os.geteuid():
+    for place in filter(None, places if os.geteuid() == 0 else ()):
+        there = next((one for one in (place, *place.parents) if one.exists()), None)
+        if there is not None and there.stat().st_uid != 0:
             return frozenset(("CAP_DAC_OVERRIDE",))
     return frozenset()

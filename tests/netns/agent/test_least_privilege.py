@@ -142,3 +142,11 @@ async def test_a_key_file_of_another_user_is_refused_in_one_line():
         agent = AgentProcess(lab.nodes["a"], prefix=(*SANDBOX, ",".join(CORE), "--"))
         with pytest.raises(Exception, match=r'key_file: cannot open "/run/theirs": Permission denied;'):
             await agent.open(toml, KEY, timeout=patience(30))
+
+
+async def test_a_port_of_root_is_refused_in_one_line():
+    async with Lab(pair(2)) as lab:
+        agent = AgentProcess(lab.nodes["a"], prefix=(*SANDBOX, ",".join(CORE), "--"))
+        toml = configuration(lab, lab.nodes["a"], "fast", listen="127.0.0.1:80")
+        with pytest.raises(Exception, match=r"127.0.0.1:80: ports below 1024 need CAP_NET_BIND_SERVICE"):
+            await agent.open(toml, KEY, timeout=patience(30))

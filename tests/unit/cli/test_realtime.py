@@ -53,3 +53,18 @@ def test_not_permitted() -> None:
     said, scheduler, _ = _enable("true", *DROPPED)
     assert said == 'set SCHED_FIFO: CAP_SYS_NICE is missing; grant it or set [loop] realtime = "auto"'
     assert scheduler == "0"
+
+
+@pytest.mark.parametrize(
+    ("level", "limit", "needed"),
+    [
+        ("fifo", "65536", "CAP_IPC_LOCK"),
+        ("off", "65536", ""),
+        ("fifo, memory not locked (CAP_IPC_LOCK)", "65536", ""),
+    ],
+)
+def test_what_stays_needed(level: str, limit: str, needed: str) -> None:
+    code = "import sys; from mapek.cli import realtime; print(*realtime.still_needed(sys.argv[1]))"
+    command = ["prlimit", f"--memlock={limit}:{limit}", sys.executable, "-c", code, level]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=30)
+    assert done.stdout.strip() == needed

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,23 @@ async def test_a_run_is_kept_in_order_and_leaves_a_clean_stop(tmp_path):
     again = await open_journal(tmp_path, "boot")
     assert (again.found.clean, again.found.open, again.found.voided) == (True, (), 0)
     await again.close()
+
+
+async def test_what_its_thread_does_first(tmp_path):
+    state, seen = tmp_path / "state", []
+    journal = await open_journal(
+        state, "boot", begin=lambda: seen.append((threading.get_ident(), state.exists()))
+    )
+    await journal.close()
+    ((thread, began),) = seen
+    assert thread != threading.get_ident()
+    assert not began
+
+    def fail():
+        raise PermanentError("give up", "privileges", "it is refused")
+
+    with pytest.raises(PermanentError, match="it is refused"):
+        await open_journal(tmp_path / "other", "boot", begin=fail)
 
 
 async def test_an_intent_of_this_boot_stays_open_until_it_is_reconciled(tmp_path):

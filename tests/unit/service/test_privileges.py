@@ -15,7 +15,7 @@ from mapek.knowledge import Knowledge, Topology
 from mapek.loop import Loop
 from mapek.service import privileges as module
 from mapek.service.privileges import Privileges, for_files
-from mapek.testing.child import in_child
+from mapek.testing.child import become_nobody, in_child
 
 pytestmark = pytest.mark.needs("root")
 WAYS = (
@@ -131,3 +131,9 @@ def test_root_among_the_files_of_another(tmp_path):
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
     assert for_files(tmp_path, theirs / "state") == {"CAP_DAC_OVERRIDE"}
+
+    def work() -> None:
+        become_nobody()
+        assert for_files(theirs / "state", tmp_path) == set()
+
+    in_child(work, "for_files as nobody")
