@@ -1,4 +1,4 @@
-"""Sends frames of known sizes into r0, reads /metrics each second, and draws what it says: graph.py URL PICTURE.
+"""Sends frames of known sizes into r0, follows /metrics meanwhile, and draws what it says: graph.py URL PICTURE.
 
 Exits with 1 unless the sensor counted every frame that was sent, by size, and no byte more.
 """
@@ -59,25 +59,27 @@ sent, last = dict.fromkeys(UPPER, 0), before
 
 
 def note(seen):
-    """A point of the graph: frames a second since the last one."""
+    """A point of the graph, where the sensor was read since the last one: frames a second between the two."""
     global last
-    now = time.monotonic() - began
-    rates.append([(new - old) / (now - times[-1]) for old, new in zip(last, seen, strict=True)])
-    times.append(now)
-    last = seen
+    if seen != last:
+        now = time.monotonic() - began
+        rates.append([(new - old) / (now - times[-1]) for old, new in zip(last, seen, strict=True)])
+        times.append(now)
+        last = seen
 
 
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
     out.bind(("r0", 0))
+    due = looked = time.monotonic()
     for size, rate in PHASES:
-        for _ in range(2):
-            due = time.monotonic()
-            for _ in range(rate):
-                out.send(frame(size))
-                due += 1 / rate
-                time.sleep(max(0.0, due - time.monotonic()))
-            sent[next(bound for bound in UPPER if size <= bound)] += rate
-            note(look()[0])
+        for _ in range(2 * rate):
+            out.send(frame(size))
+            due += 1 / rate
+            time.sleep(max(0.0, due - time.monotonic()))
+            if time.monotonic() - looked > 0.1:
+                note(look()[0])
+                looked = time.monotonic()
+        sent[next(bound for bound in UPPER if size <= bound)] += 2 * rate
 
 # The sensor is read once a second: the last frames show a little later.
 wanted = [count + more for count, more in zip(before, sent.values(), strict=True)]
