@@ -25,6 +25,7 @@ _RUNS: Final = {
     "sk_lookup": "when the kernel looks for the socket of a new connection",
     "struct_ops": "as a part of the kernel: it stands in for functions of it",
     "iter": "when a process reads it, for each object of the kernel ({place})",
+    "lirc_mode2": "for every pulse and space that an infrared receiver sees",
     "ext": "in the place of a function of another program",
 }
 _PREFIXES: Final = {
@@ -42,6 +43,8 @@ _PREFIXES: Final = {
     "fexit": "each time the kernel function {place} returns",
     "fmod_ret": "before the kernel function {place}, and it can return in its place",
     "iter": _RUNS["iter"],
+    "xdp/devmap": "for every packet that another program redirects to an interface of a devmap, before it is sent",
+    "xdp/cpumap": "for every packet that another program redirects to a CPU of a cpumap, on that CPU",
     "tcx/ingress": "for every packet that an interface receives, before the kernel's network stack sees it",
     "tcx/egress": "for every packet that an interface sends, last before the queue",
 }
@@ -69,7 +72,7 @@ _DROPS: Final = {
 
 def runs(program: ProgramSpec) -> str:
     """When a program runs, as a phrase."""
-    section = program.section.removeprefix("?")
+    section = program.section.removeprefix("?").replace("xdp.frags", "xdp")
     prefix, _, place = section.partition("/")
     prefix = prefix.removesuffix(".s")
     phrase = _PREFIXES.get(section) or _PREFIXES.get(prefix) or _RUNS.get(program.type, "")

@@ -40,29 +40,86 @@ PROGRAM_SINCE: Final = {
 }  # fmt: skip
 """The kernel that brings a program type."""
 
-# Section prefix -> program type, attach type; longest prefix wins, as in libbpf's table.
+# Program type, attach type ("-": none), and the section names that mean them. Behind a "+" libbpf lets a target follow
+# ("kprobe/do_nanosleep"), all others stand alone.
+_SECTION_NAMES: Final = """
+socket_filter - socket
+sk_reuseport sk_reuseport_select_or_migrate sk_reuseport/migrate
+sk_reuseport sk_reuseport_select sk_reuseport
+kprobe - kprobe+ uprobe+ uprobe.s+ kretprobe+ uretprobe+ uretprobe.s+ ksyscall+ kretsyscall+ usdt+
+kprobe trace_kprobe_multi kprobe.multi+ kretprobe.multi+
+sched_cls - tc classifier
+sched_act - action
+tracepoint - tracepoint+ tp+
+raw_tracepoint - raw_tracepoint+ raw_tp+
+raw_tracepoint_writable - raw_tracepoint.w+ raw_tp.w+
+tracing trace_raw_tp tp_btf+
+tracing trace_fentry fentry+ fentry.s+
+tracing modify_return fmod_ret+ fmod_ret.s+
+tracing trace_fexit fexit+ fexit.s+
+ext - freplace+
+lsm lsm_mac lsm+ lsm.s+
+lsm lsm_cgroup lsm_cgroup+
+tracing trace_iter iter+ iter.s+
+syscall - syscall
+xdp xdp_devmap xdp.frags/devmap xdp/devmap
+xdp xdp_cpumap xdp.frags/cpumap xdp/cpumap
+xdp xdp xdp.frags xdp
+perf_event - perf_event
+lwt_in - lwt_in
+lwt_out - lwt_out
+lwt_xmit - lwt_xmit
+lwt_seg6local - lwt_seg6local
+sock_ops cgroup_sock_ops sockops
+sk_skb sk_skb_stream_parser sk_skb/stream_parser
+sk_skb sk_skb_stream_verdict sk_skb/stream_verdict
+sk_skb - sk_skb
+sk_msg sk_msg_verdict sk_msg
+lirc_mode2 lirc_mode2 lirc_mode2
+flow_dissector flow_dissector flow_dissector
+cgroup_skb cgroup_inet_ingress cgroup_skb/ingress
+cgroup_skb cgroup_inet_egress cgroup_skb/egress
+cgroup_skb - cgroup/skb
+cgroup_sock cgroup_inet_sock_create cgroup/sock_create cgroup/sock
+cgroup_sock cgroup_inet_sock_release cgroup/sock_release
+cgroup_sock cgroup_inet4_post_bind cgroup/post_bind4
+cgroup_sock cgroup_inet6_post_bind cgroup/post_bind6
+cgroup_sock_addr cgroup_inet4_bind cgroup/bind4
+cgroup_sock_addr cgroup_inet6_bind cgroup/bind6
+cgroup_sock_addr cgroup_inet4_connect cgroup/connect4
+cgroup_sock_addr cgroup_inet6_connect cgroup/connect6
+cgroup_sock_addr cgroup_udp4_sendmsg cgroup/sendmsg4
+cgroup_sock_addr cgroup_udp6_sendmsg cgroup/sendmsg6
+cgroup_sock_addr cgroup_udp4_recvmsg cgroup/recvmsg4
+cgroup_sock_addr cgroup_udp6_recvmsg cgroup/recvmsg6
+cgroup_sock_addr cgroup_inet4_getpeername cgroup/getpeername4
+cgroup_sock_addr cgroup_inet6_getpeername cgroup/getpeername6
+cgroup_sock_addr cgroup_inet4_getsockname cgroup/getsockname4
+cgroup_sock_addr cgroup_inet6_getsockname cgroup/getsockname6
+cgroup_sysctl cgroup_sysctl cgroup/sysctl
+cgroup_sockopt cgroup_getsockopt cgroup/getsockopt
+cgroup_sockopt cgroup_setsockopt cgroup/setsockopt
+cgroup_device cgroup_device cgroup/dev
+struct_ops - struct_ops+
+sk_lookup sk_lookup sk_lookup
+sched_cls tcx_ingress tcx/ingress
+sched_cls tcx_egress tcx/egress
+netfilter netfilter netfilter
+"""
+
 _SECTIONS: Final = {
-    "xdp": ("xdp", "xdp"), "xdp.frags": ("xdp", "xdp"), "tc": ("sched_cls", ""), "classifier":
-    ("sched_cls", ""), "tcx/ingress": ("sched_cls", "tcx_ingress"), "tcx/egress": ("sched_cls",
-    "tcx_egress"), "action": ("sched_act", ""), "kprobe": ("kprobe", ""), "kretprobe": ("kprobe", ""),
-    "ksyscall": ("kprobe", ""), "kretsyscall": ("kprobe", ""), "kprobe.multi": ("kprobe",
-    "trace_kprobe_multi"), "kretprobe.multi": ("kprobe", "trace_kprobe_multi"), "uprobe": ("kprobe", ""),
-    "uretprobe": ("kprobe", ""), "usdt": ("kprobe", ""), "tp": ("tracepoint", ""), "tracepoint":
-    ("tracepoint", ""), "raw_tp": ("raw_tracepoint", ""), "raw_tracepoint": ("raw_tracepoint", ""),
-    "tp_btf": ("tracing", "trace_raw_tp"), "fentry": ("tracing", "trace_fentry"), "fexit": ("tracing",
-    "trace_fexit"), "fmod_ret": ("tracing", "modify_return"), "iter": ("tracing", "trace_iter"), "iter.s":
-    ("tracing", "trace_iter"), "lsm": ("lsm", "lsm_mac"), "syscall": ("syscall", ""), "perf_event":
-    ("perf_event", ""), "socket": ("socket_filter", ""), "cgroup_skb/ingress": ("cgroup_skb",
-    "cgroup_inet_ingress"), "cgroup_skb/egress": ("cgroup_skb", "cgroup_inet_egress"), "sockops":
-    ("sock_ops", "cgroup_sock_ops"), "sk_lookup": ("sk_lookup", "sk_lookup"),
-}  # fmt: skip
+    name.rstrip("+"): (kind, "" if attach == "-" else attach, name.endswith("+"))
+    for kind, attach, *names in map(str.split, _SECTION_NAMES.strip().splitlines())
+    for name in names
+}
 
 
 def program_kind(section: str) -> tuple[str, str]:
-    """Program type and attach type of a section name, ("unspec", "") for one that libbpf 1.1 would not know
-    either."""
+    """Program type and attach type of a section name as libbpf reads it, up to 1.3; ("unspec", "") for any other."""
     name = section.removeprefix("?")
-    for prefix in sorted(_SECTIONS, key=len, reverse=True):
-        if name == prefix or name.startswith(prefix + "/"):
-            return _SECTIONS[prefix]
+    for whole in (name, name.partition("/")[0]):
+        if whole in _SECTIONS:
+            kind, attach, open_ended = _SECTIONS[whole]
+            if whole == name or open_ended:
+                return kind, attach
     return "unspec", ""

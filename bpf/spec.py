@@ -21,7 +21,6 @@ from mapek.bpf.elf import ByteOrder, Elf, Section, bad
 from mapek.bpf.names import MAP_TYPES, program_kind
 from mapek.errors import ObjectError
 
-_SECTION_MAPS: Final = (".rodata", ".data", ".bss")
 _BPF_F_MMAPABLE: Final = 1 << 10
 _BPF_F_RDONLY_PROG: Final = 1 << 7
 
@@ -103,10 +102,10 @@ class ObjectSpec:
         programs = _programs(elf, path)
         maps = _maps(btf, path)
         variables = {}
-        for name in _SECTION_MAPS:
-            if (found := elf.section(name)) and found.size:
-                flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if name == ".rodata" else 0)
-                maps[name] = MapSpec(name, "array", 4, found.size, 1, flags)
+        for found in elf.sections:
+            if found.size and _is_data(found):
+                flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if found.name.startswith(".rodata") else 0)
+                maps[found.name] = MapSpec(found.name, "array", 4, found.size, 1, flags)
                 variables.update(_variables(elf, btf, found, path))
         return cls(path, data, elf.byteorder, _license(elf, path), programs, maps, variables, btf, elf)
 
@@ -132,6 +131,13 @@ def object_path(name: str) -> Path:
     if not path.is_file():
         raise ObjectError("find", f"program {name}", f"no file {path}", "build it with make bpf")
     return path
+
+
+def _is_data(section: Section) -> bool:
+    """Does libbpf make a map of it? Of .data.NAME and .rodata.NAME too; only .bss has no such sisters."""
+    if section.type == elf_module.SHT_NOBITS:
+        return section.name == ".bss"
+    return section.type == elf_module.SHT_PROGBITS and (section.name + ".").startswith((".data.", ".rodata."))
 
 
 def _license(elf: Elf, on: str) -> str:

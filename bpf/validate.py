@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from mapek.bpf import btf, helpers
+from mapek.bpf import btf, elf, helpers
 from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function, take_apart
 from mapek.bpf.instructions import unknown
 from mapek.bpf.rules import Rules, in_force
@@ -207,6 +207,11 @@ def _programs(spec: ObjectSpec, rules: Rules) -> Iterator[Finding]:
             yield Finding(
                 "refuse", f"program {program.name}", _type(program), "allow the type if it is meant"
             )
+    for symbol in spec.elf.symbols:
+        if symbol.bind == elf.STB_LOCAL and symbol.kind == elf.STT_FUNC and symbol.name in spec.programs:
+            yield Finding(
+                "refuse", f"program {symbol.name}", "it is static", "libbpf loads none: make it global"
+            )
 
 
 def _type(program: ProgramSpec) -> str:
@@ -283,6 +288,9 @@ def check_maps(
     without: Collection[str] = (),
 ) -> Iterator[Finding]:
     """What is wrong with an object's maps, where some have other sizes and some are not made."""
+    if spec.elf.section("maps") is not None:
+        why = "they are defined as before libbpf 1.0, in a section `maps`"
+        yield Finding("refuse", "maps", why, 'define them by BTF, in SEC(".maps")')
     made = [
         replace(one, max_entries=(max_entries or {}).get(name, one.max_entries))
         for name, one in spec.maps.items()

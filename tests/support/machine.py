@@ -149,7 +149,7 @@ FEATURES: dict[str, Feature] = {
     "bpf_timer": Feature(_since(5, 15), "bpf_timer needs Linux 5.15", (5, 15)),
     "foreign_objects": Feature(
         lambda: bool(os.environ.get("MAPEK_FOREIGN")),
-        "no objects of others; unpack libbpf-tools, libxdp1 and xdp-tools somewhere and set MAPEK_FOREIGN to it",
+        "no objects of others; tools/foreign.sh DIRECTORY, and set MAPEK_FOREIGN to it",
         strict=False,
     ),
     "graphviz": Feature(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import socket
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from mapek.bpf import MapSpec, ObjectSpec, ProgramSpec, object_path
+from mapek.bpf import MapSpec, ObjectSpec, ProgramSpec, libbpf, object_path
 from mapek.bpf.anatomy import take_apart
 from mapek.bpf.dispatcher import SLOTS
-from mapek.bpf.names import program_kind
-from mapek.errors import ObjectError
+from mapek.bpf.names import _SECTIONS, PROGRAM_TYPES, program_kind
+from mapek.errors import FeatureError, ObjectError
 
 PROGRAMS = Path(__file__).parents[3] / "bpf" / "programs"
 OBJECTS = sorted(PROGRAMS.glob("*.o"))
@@ -155,9 +156,30 @@ def test_object_path_refuses(name: str):
         ("tp/sched/sched_switch", ("tracepoint", "")),
         ("kprobe.multi/tcp_*", ("kprobe", "trace_kprobe_multi")),
         ("syscall", ("syscall", "")),
+        ("xdp.frags/devmap", ("xdp", "xdp_devmap")),
+        ("freplace/subprog", ("ext", "")),
+        ("lirc_mode2", ("lirc_mode2", "lirc_mode2")),
+        ("cgroup/connect4", ("cgroup_sock_addr", "cgroup_inet4_connect")),
+        ("uretprobe.s//bin/bash:readline", ("kprobe", "")),
+        ("xdp/mine", ("unspec", "")),
         ("xdpx", ("unspec", "")),
         ("", ("unspec", "")),
     ],
 )
 def test_section_names(section: str, kind: tuple[str, str]):
     assert program_kind(section) == kind
+
+
+@pytest.mark.parametrize("behind", ["", "/x"])
+@pytest.mark.parametrize("name", _SECTIONS)
+def test_section_names_mean_what_libbpf_takes_them_for(name: str, behind: str):
+    try:
+        ask = libbpf.library().libbpf_prog_type_by_name
+    except FeatureError as error:
+        pytest.skip(str(error))
+    kind, attach = ctypes.c_int(), ctypes.c_int()
+    ask.argtypes = (ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.POINTER(ctypes.c_int))
+    known = ask((name + behind).encode(), ctypes.byref(kind), ctypes.byref(attach)) >= 0
+    if not known and name in ("tcx/ingress", "tcx/egress", "netfilter") and not behind:
+        return  # of libbpf 1.3
+    assert PROGRAM_TYPES[kind.value if known else 0] == program_kind(name + behind)[0]

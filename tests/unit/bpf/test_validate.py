@@ -222,6 +222,26 @@ def test_a_program_whose_section_holds_no_code_is_not_passed_over():
         validate(ObjectSpec.parse(bytes(data)))
 
 
+def test_a_static_program_is_refused():
+    data = bytearray(EMPTY.raw)
+    table, count = struct.unpack_from("=Q", data, 40)[0], struct.unpack_from("=H", data, 60)[0]
+    heads = [struct.unpack_from("=IIQQQQIIQQ", data, table + 64 * i) for i in range(count)]
+    start, size = next((head[4], head[5]) for head in heads if head[1] == 2)
+    for at in range(start, start + size, 24):
+        if data[at + 4] == 0x12:
+            data[at + 4] = 0x02  # STB_GLOBAL to STB_LOCAL, STT_FUNC
+    assert "program empty: it is static; libbpf loads none: make it global" in refused(
+        ObjectSpec.parse(bytes(data))
+    )
+
+
+def test_maps_of_before_libbpf_1_are_refused():
+    # The name of another section, as long as the one that is wanted.
+    assert COUNTER.raw.count(b"\0.maps\0") >= 1
+    renamed = COUNTER.raw.replace(b"\0.maps\0", b"\0maps\0\0")
+    assert any("section `maps`; define them by BTF" in one for one in refused(ObjectSpec.parse(renamed)))
+
+
 def test_what_a_program_calls_is_judged_with_it():
     # bark() is called back by the timer of `stamp`, and stands in .text, where no program is.
     spec = ObjectSpec.read(object_path("link_watch"))
