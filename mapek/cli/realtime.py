@@ -15,6 +15,8 @@ from mapek.errors import PrivilegeError
 
 PRIORITY: Final = 30
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+LOCKED: Final = "fifo"
+"""What `enable` says when it could do both."""
 
 
 def enable(wanted: Literal["auto"] | bool) -> str:
@@ -32,11 +34,29 @@ def enable(wanted: Literal["auto"] | bool) -> str:
                 "set", "SCHED_FIFO", "CAP_SYS_NICE is missing", 'grant it or set [loop] realtime = "auto"'
             ) from cause
         return "not permitted (CAP_SYS_NICE)"
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mlockall.argtypes, libc.mlockall.restype = (ctypes.c_int,), ctypes.c_int
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+    if not _lock():
         if wanted is True:
             why = f"{os.strerror(ctypes.get_errno())} (CAP_IPC_LOCK)"
             raise PrivilegeError("lock", "memory", why, 'grant it or set [loop] realtime = "auto"')
         return "fifo, memory not locked (CAP_IPC_LOCK)"
-    return "fifo"
+    return LOCKED
+
+
+def _lock() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlockall.argtypes, libc.mlockall.restype = (ctypes.c_int,), ctypes.c_int
+    return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)
+
+
+def give_back(level: str) -> None:
+    """Give the kernel back what the start took and freed, megabytes where programs were relocated; `level` is what
+    `enable` said. Locked memory cannot be given back, so it is unlocked meanwhile."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return  # not glibc, whose heaps alone keep what was freed
+    locked = level == LOCKED
+    if locked:
+        libc.munlockall()
+    libc.malloc_trim(ctypes.c_size_t(0))
+    if locked:
+        _lock()

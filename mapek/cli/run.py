@@ -101,6 +101,7 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
             records.learn(loop.knowledge.facts)
             life.callback(loop.subscribe(tell))
             async with serve(view_of(loop), config.service, node=config.node.name) as service:
+                realtime.give_back(level)
                 put(_ready(config, loop, service, level))
                 await asyncio.get_running_loop().create_future()
     return 0
