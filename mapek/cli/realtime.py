@@ -19,6 +19,8 @@ PRIORITY: Final = 30
 CAPABILITIES: Final = frozenset(("CAP_SYS_NICE", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE"))
 """What `enable` makes use of where it is there."""
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+LOCKED: Final = "fifo"
+"""What `enable` says when it could do both."""
 
 
 def enable(wanted: Literal["auto"] | bool) -> str:
@@ -39,17 +41,35 @@ def enable(wanted: Literal["auto"] | bool) -> str:
     with suppress(OSError, ValueError):
         # So that CAP_IPC_LOCK can go afterwards: without it and with a limit, locked memory could not grow.
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mlockall.argtypes, libc.mlockall.restype = (ctypes.c_int,), ctypes.c_int
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+    if not _lock():
         if wanted is True:
             why = f"{os.strerror(ctypes.get_errno())} (CAP_IPC_LOCK)"
             raise PrivilegeError("lock", "memory", why, 'grant it or set [loop] realtime = "auto"')
         return "fifo, memory not locked (CAP_IPC_LOCK)"
-    return "fifo"
+    return LOCKED
 
 
 def still_needed(level: str) -> frozenset[str]:
     """What has to stay after `enable` said `level`: CAP_IPC_LOCK for memory that is locked against a limit."""
     limited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
-    return frozenset(("CAP_IPC_LOCK",) if level == "fifo" and limited else ())
+    return frozenset(("CAP_IPC_LOCK",) if level == LOCKED and limited else ())
+
+
+def _lock() -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mlockall.argtypes, libc.mlockall.restype = (ctypes.c_int,), ctypes.c_int
+    return bool(libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)
+
+
+def give_back(level: str) -> None:
+    """Give the kernel back what the start took and freed, megabytes where programs were relocated; `level` is what
+    `enable` said. Locked memory cannot be given back, so it is unlocked meanwhile."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        return  # not glibc, whose heaps alone keep what was freed
+    locked = level == LOCKED
+    if locked:
+        libc.munlockall()
+    libc.malloc_trim(ctypes.c_size_t(0))
+    if locked:
+        _lock()

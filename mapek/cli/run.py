@@ -126,6 +126,7 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
             async with serve(
                 view_of(loop), config.service, node=config.node.name, privileges=privileges
             ) as service:
+                realtime.give_back(level)
                 put(_ready(config, loop, service, level))
                 notifier.ready(loop)
                 try:

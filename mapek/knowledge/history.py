@@ -68,7 +68,9 @@ class Ring:
         """Keep `frame`, whose counters are worth `rates`; allocates only for more entities than ever."""
         rows, fresh = self._slots.rows(frame.entities)
         if len(self._slots) > self._values.shape[1]:
-            more = min(max(4, 2 * len(self._slots)), self._limit) - self._values.shape[1]
+            # Most sensors have all their entities in the first frame, and room for others is never used.
+            room = 2 * len(self._slots) if self._count else len(self._slots)
+            more = min(room, self._limit) - self._values.shape[1]
             self._values = np.pad(self._values, ((0, 0), (0, more), (0, 0)), constant_values=np.nan)
         if fresh:
             self._values[:, fresh] = np.nan
