@@ -125,6 +125,21 @@ def programs() -> list[Loaded]:
     return [replace(one, attached=(*one.attached, *members.get(one.id, ()))) for one in found]
 
 
+def source_of(program_id: int) -> str:
+    """The object of ours that a program comes from, "" for a foreign one, whatever its name, and for one that is gone.
+
+    Raises PrivilegeError without CAP_SYS_ADMIN.
+    """
+    try:
+        fd = syscall.fd_by_id(syscall.PROG_GET_FD_BY_ID, program_id)
+    except FileNotFoundError:
+        return ""
+    try:
+        return _source(struct.unpack_from("=I", syscall.info(fd, 232), 128)[0], {})
+    finally:
+        os.close(fd)
+
+
 def holders() -> dict[tuple[str, int], list[Holder]]:
     """Processes by what they hold: ("prog" | "map" | "link", id), as far as /proc shows them to us."""
     found: dict[tuple[str, int], list[Holder]] = {}

@@ -14,6 +14,8 @@ import contextlib
 import json
 import os
 import socket
+import stat
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -73,8 +75,9 @@ def release(folder: Path, *, dry_run: bool = False) -> list[Left]:
     """Detach and unpin every chain below `folder`, one a directory, and all that sensors kept; returns what there was.
 
     Blocks for an RCU grace period each. What is in use, or is not ours, is kept and says why in `keep`.
-    Raises PrivilegeError where the pins may not be read.
+    Raises PrivilegeError where the pins may not be read, AttachError where the folder is not ours.
     """
+    check_own(folder)
     try:
         places = sorted(folder.iterdir())
     except FileNotFoundError:
@@ -142,8 +145,22 @@ def _kept(agent: Path, dry_run: bool) -> list[Left]:
     return found
 
 
+def check_own(path: Path) -> None:
+    """Raises AttachError for a symbolic link, which agents do not make, and for what is another user's."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise AttachError("release", path, "it is a symbolic link, which no agent makes", "look who did")
+    if found.st_uid != os.geteuid():
+        raise AttachError("release", path, f"it belongs to user {found.st_uid}", "run as that user")
+
+
 def _check_names(place: Path) -> None:
     try:
+        for path in (place, place / "link", place / "chain"):
+            check_own(path)
         foreign = sorted({entry.name for entry in place.iterdir()} - {"link", "chain"})
     except NotADirectoryError:
         raise AttachError("release", place, "it is no directory of ours") from None
@@ -153,6 +170,7 @@ def _check_names(place: Path) -> None:
 
 def _link(place: Path) -> Link | None:
     """The pinned link, None where there is none, AttachError if it is not the one that agents make."""
+    from mapek.bpf.inventory import source_of
     from mapek.bpf.xdp import XdpLink, interface_name, open_link
     from mapek.bpf.xdp_netlink import describe_program, program_name, read_xdp
 
@@ -163,7 +181,7 @@ def _link(place: Path) -> Link | None:
     try:
         if not isinstance(link, XdpLink):
             raise AttachError("release", place, "its link is not of type xdp")
-        if program_name(link.program_id) != _OURS:
+        if program_name(link.program_id) != _OURS or source_of(link.program_id) != _OURS:
             raise AttachError(
                 "release", place, f"its link runs {describe_program(link.program_id)}, not ours"
             )
@@ -194,8 +212,8 @@ def _check_chain(place: Path) -> None:
 
 
 def _check_idle(link: Link) -> None:
-    if users := _users("link", link.id):
-        raise AttachError("release", link.pinned, f"in use by {users}; stop it first")
+    if who := users("link", link.id):
+        raise AttachError("release", link.pinned, f"in use by {who}; stop it first")
 
 
 def release_filters(*, dry_run: bool = False) -> list[Left]:
@@ -211,6 +229,7 @@ def release_filters(*, dry_run: bool = False) -> list[Left]:
 
 
 def _filter(one: ClsactFilter, dry_run: bool) -> Left:
+    from mapek.bpf.inventory import source_of
     from mapek.bpf.xdp_netlink import describe_program, program_name
 
     keep = interface = ""
@@ -218,11 +237,11 @@ def _filter(one: ClsactFilter, dry_run: bool) -> Left:
         interface = socket.if_indextoname(one.ifindex)
         program = program_name(one.program_id)
         # The kernel cuts a program's name at 15 characters.
-        if program != one.program[:15]:
+        if program != one.program[:15] or not source_of(one.program_id):
             about = describe_program(one.program_id)
             keep = f"{about} is not ours" if program else f"{about} is not there or may not be read"
-        elif users := _users("prog", one.program_id):
-            keep = f"in use by {users}; stop it first"
+        elif who := users("prog", one.program_id):
+            keep = f"in use by {who}; stop it first"
         elif not dry_run:
             one.detach()
     except MapekError as error:
@@ -233,9 +252,17 @@ def _filter(one: ClsactFilter, dry_run: bool) -> Left:
     return Left(interface, where, keep, "tc filter")
 
 
-def _users(kind: str, ident: int) -> str:
-    """Other processes that hold a descriptor of a link or program, as far as /proc shows them; in words."""
+def users(kind: str, ident: int) -> str:
+    """Other processes that hold a descriptor of a link or program, as far as /proc shows them; in words.
+
+    Who only looks at all there is (`bpftool prog`) holds each for a moment, and is no user.
+    """
     from mapek.bpf.inventory import holders
 
-    held = dict.fromkeys(holders().get((kind, ident), ()))
-    return ", ".join(f"{one.command} (pid {one.pid})" for one in held if one.pid != os.getpid())
+    held = dict.fromkeys(one for one in holders().get((kind, ident), ()) if one.pid != os.getpid())
+    for _ in range(2):
+        if held:
+            time.sleep(0.03)
+            still = set(holders().get((kind, ident), ()))
+            held = {one: None for one in held if one in still}
+    return ", ".join(f"{one.command} (pid {one.pid})" for one in held)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mapek.cli.bpf import explain, listing, profile, validate
+from mapek.cli.bpf import clean, explain, listing, profile, validate
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -17,5 +17,5 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "bpf", help="look at BPF programs: in the kernel, and before they get there"
     )
     parts = command.add_subparsers(dest="part", metavar="COMMAND", required=True)
-    for module in (listing, validate, explain, profile):
+    for module in (listing, clean, validate, explain, profile):
         module.add(parts)
