@@ -54,7 +54,13 @@ def chain_dir(interface: str) -> Path:
 
 def trouble() -> str:
     """Why nothing can be pinned here; "" when it can."""
-    if not (BPFFS.is_dir() and os.path.ismount(BPFFS) and os.access(BPFFS, os.W_OK)):
+    try:
+        mounts = Path("/proc/thread-self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        mounts = ""
+    # What was mounted last hides what was there.
+    kinds = [kind for _, where, kind, *_ in map(str.split, mounts.splitlines()) if where == str(BPFFS)]
+    if kinds[-1:] != ["bpf"] or not os.access(BPFFS, os.W_OK):
         return f"{BPFFS} is no writable bpffs"
     return ""
 

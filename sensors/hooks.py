@@ -73,7 +73,7 @@ class Hooks:
                 await hook.dispatcher.restore()
             if hook is None:
                 interface = socket.if_indextoname(ifindex)
-                pin = self._pin(ifindex, interface, kept)
+                pin = self._pin(ifindex, interface)
                 hook = _Hook(await Dispatcher.attach(ifindex, mode, pin, self.stays_of(interface)))
                 self._hooks[ifindex] = hook
             elif mode == "native" and hook.dispatcher.mode != "native":
@@ -112,13 +112,13 @@ class Hooks:
             hook.members.add(slot)
             return loaded
 
-    def _pin(self, ifindex: int, interface: str, kept: Kept | None) -> Path | None:
+    def _pin(self, ifindex: int, interface: str) -> Path | None:
         wanted = self.pin_of(ifindex)
         if wanted is None:
             found = pins.chain_dir(interface)
             # One that was left there would only be in the way.
             left = found.is_dir() and found.stat().st_uid == os.geteuid() and not pins.trouble()
-            wanted = found if left or (kept is not None and kept.holds) else None
+            wanted = found if left else None
         return wanted
 
     async def _pin_too(self, hook: _Hook, ifindex: int, kept: Kept) -> None:
