@@ -87,7 +87,8 @@ def protect() -> None:
     for top in OWN:
         if os.path.isdir(top):
             _mount(top, top, "", _BIND)
-    _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777")
+    if not __file__.startswith("/tmp/"):  # else the checkout would be hidden
+        _mount("tmpfs", "/tmp", "tmpfs", _NOSUID | _NODEV, "mode=1777")
     _mount("/proc/sys", "/proc/sys", "", _BIND)
     writable = (*OWN, "/tmp", "/sys/fs/bpf", "/dev", "/proc")
     with open("/proc/self/mountinfo", encoding="utf-8") as mounts:
