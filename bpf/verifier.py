@@ -19,6 +19,11 @@ _STATE: Final = re.compile(r"^(from \d+ to \d+|R\d+[=_w]|\d+: R\d|; R\d|last_idx
 _SOURCE: Final = re.compile(r"^; ?(.*?)(?: @ ([^ ]+:\d+))?$")
 _REGISTER: Final = re.compile(r"\bR(\d+)\b")
 
+TOO_LARGE: Final = (
+    "make loops shorter, or move them into a function that is not inlined, or split it by a tail call"
+)
+"""What to do about a program that the verifier gives up on."""
+
 _CURES: Final = tuple(
     (re.compile(complaint), cure)
     for complaint, cure in (
@@ -45,7 +50,7 @@ _CURES: Final = tuple(
         ),
         (
             r"too large\. Processed|too many (states|jumps)|sequence of \d+ jumps",
-            "make loops shorter, or move them into a function that is not inlined, or split it by a tail call",
+            TOO_LARGE,
         ),
         (
             r"[Rr]eference leak|Unreleased reference|spin_lock-ed region|bpf_spin_unlock is missing",

@@ -1,6 +1,6 @@
 """Programs with one mistake each, given to this kernel's verifier: the cure is named whatever its words are.
 
-tests/unit/bpf/logs holds what kernel 6.18 said to them.
+tests/unit/bpf/logs holds what kernels 6.18, 6.1 and 5.10 said to them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ def test_a_rejection_names_line_and_cure(rejected: ObjectSpec, name: str):
         load(rejected, programs=[name])
     found = complaint(caught.value.log)
     recorded = complaint((HERE.parents[1] / "unit/bpf/logs" / f"{name}.log").read_text("utf-8"))
-    assert found.cure == recorded.cure
-    assert found.cure in str(caught.value)
-    assert (found.place, found.line) == (recorded.place, recorded.line)
+    assert recorded.cure in str(caught.value)
     assert "\n" not in str(caught.value)
+    if len(caught.value.log) < 1 << 20:  # else a kernel before 6.4 lost the end of it
+        assert found.cure == recorded.cure
+        # 6.1 and 5.10 write no file and line into the log.
+        assert found.place in (recorded.place, "")
+        assert found.line == recorded.line
 
 
 def test_every_mistake_is_tried(rejected: ObjectSpec):
