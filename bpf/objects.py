@@ -21,7 +21,7 @@ from mapek.bpf.maps import Map, wrap
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec
 from mapek.bpf.validate import refuse
-from mapek.bpf.verifier import complaint, summary
+from mapek.bpf.verifier import TOO_LARGE, complaint, summary
 from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError, ObjectError, VerifierError
 
@@ -297,6 +297,10 @@ def _load_error(spec: ObjectSpec, code: int, log: mmap.mmap) -> MapekError:
     wanted = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON")
     if code in (errno.EPERM, errno.EACCES) and (syscall.missing_capabilities(*wanted) or not text):
         return syscall.explain(code, "load", on, wanted=wanted)
+    if len(text) > _LOG_SIZE - 4096:
+        # Before 6.4 the kernel keeps the beginning, and its verdict is lost. Seen where a program has too many ways.
+        why = f"the verifier filled its log of {_LOG_SIZE >> 20} MiB before it came to an end"
+        return VerifierError("load", on, why, f"{TOO_LARGE}; the log so far is in .log", log=text)
     if text:
         from mapek.bpf.features import version_of_complaint
 

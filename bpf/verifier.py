@@ -19,6 +19,11 @@ _STATE: Final = re.compile(r"^(from \d+ to \d+|R\d+[=_w]|\d+: R\d|; R\d|last_idx
 _SOURCE: Final = re.compile(r"^; ?(.*?)(?: @ ([^ ]+:\d+))?$")
 _REGISTER: Final = re.compile(r"\bR(\d+)\b")
 
+TOO_LARGE: Final = (
+    "make loops shorter, or move them into a function that is not inlined, or split it by a tail call"
+)
+"""What to do about a program that the verifier gives up on."""
+
 CURES: Final = tuple(
     (re.compile(complaint), cure)
     for complaint, cure in (
@@ -26,13 +31,13 @@ CURES: Final = tuple(
             r"invalid access to packet|outside of the packet",
             "compare the address behind the last byte with data_end before every read of the packet",
         ),
-        (r"_or_null'", "test what the helper returned for NULL before it is used"),
+        (r"_or_null('| prohibited)", "test what the helper returned for NULL before it is used"),
         (
             r"invalid access to map value|outside of the allowed memory range",
             "stay within the size of the map's value: compare the offset with it",
         ),
         (
-            r"unbounded memory access|unbounded min value|min value is negative|unbounded max",
+            r"unbounded memory access|unbounded min value|min value is negative|unbounded max|math between",
             "bound the index right before it is used, unsigned: if (i >= N) return, or i &= N - 1",
         ),
         (
@@ -45,11 +50,12 @@ CURES: Final = tuple(
         ),
         (
             r"too large\. Processed|too many (states|jumps)|sequence of \d+ jumps",
-            "make loops shorter, or move them into a function that is not inlined, or split it by a tail call",
+            TOO_LARGE,
         ),
         (
-            r"[Rr]eference leak|Unreleased reference",
-            "release on every way to the exit what was taken: bpf_ringbuf_submit or _discard, bpf_sk_release",
+            r"[Rr]eference leak|Unreleased reference|spin_lock-ed region|bpf_spin_unlock is missing",
+            "release on every way to the exit what was taken: bpf_ringbuf_submit or _discard, bpf_sk_release, "
+            "bpf_spin_unlock",
         ),
         (
             r"cannot use helper|unknown func|invalid func",
@@ -60,9 +66,21 @@ CURES: Final = tuple(
             r"invalid mem access '(scalar|inv)'",
             "read through it by bpf_probe_read_kernel or BPF_CORE_READ: it is a number to the verifier",
         ),
+        (
+            r"variable ctx access|dereference of modified ctx",
+            "read the context at offsets that are constant, from the pointer that the program was given",
+        ),
+        (
+            r"pointer arithmetic|pointer comparison prohibited",
+            "only add to a pointer and subtract from it: compute with a number, and add that",
+        ),
+        (
+            r"At program exit the register R0|should have been in",
+            "return only what this program type may, such as 0 or 1 (see `returns` of mapek bpf explain)",
+        ),
         (r"invalid bpf_context access", "use a field that this program type has, in its full width"),
         (
-            r"(write to|read from|access to|off).* stack|stack size|stack depth",
+            r"(write to|read from|access to|off).* stack|invalid stack|stack size|stack depth",
             "take less than 512 bytes of stack: put large things into a per-CPU array map",
         ),
         (r"type=\S+ expected=", "give the helper what it wants in that argument: R1 is the first"),

@@ -12,16 +12,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack
 from ctypes import addressof, create_string_buffer
 from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pyroute2 import IPRoute
 
 from mapek.errors import PrivilegeError
 from mapek.simulations.flow import FIRST_PORT, Flow
+from mapek.simulations.life import Life
 from mapek.simulations.netns import Namespace, write_sysctl
 from mapek.simulations.topology import Family, LinkSpec, NodeSpec, Topology
 from mapek.simulations.wire import Wire
@@ -44,32 +44,20 @@ class Node:
         return self.spec.name
 
 
-class Lab:
+class Lab(Life):
     """`async with Lab(pair(links=2)) as lab:` gives `lab.nodes` and `lab.wires` by name."""
 
     def __init__(self, topology: Topology) -> None:
+        super().__init__()
         self.topology = topology
         self.nodes: dict[str, Node] = {}
         self.wires: dict[str, Wire] = {}
-        self._life = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        if os.geteuid() != 0:
-            raise PrivilegeError(
-                "open", "lab", "namespaces need CAP_SYS_ADMIN and CAP_NET_ADMIN", "run as root"
-            )
-        try:
-            await self._open()
-        except BaseException:
-            await self._life.aclose()
-            raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.wires.clear()
-        await self._life.aclose()
+        await super().__aexit__(kind, error, trace)
         self.nodes.clear()
 
     async def flow(
@@ -87,6 +75,10 @@ class Lab:
             await node.namespace.route(self._router(node.spec, metric))
 
     async def _open(self) -> None:
+        if os.geteuid() != 0:
+            raise PrivilegeError(
+                "open", "lab", "namespaces need CAP_SYS_ADMIN and CAP_NET_ADMIN", "run as root"
+            )
         wires = Namespace("wires")
         spaces = {node.name: Namespace(node.name) for node in self.topology.nodes}
         # Closed last, and at once: each close waits for its holder's sweep.

@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from mapek.errors import ConfigError, MapekError
 from mapek.simulations.agent import AgentEvent, Mapek, Profile, Scalar
 from mapek.simulations.faults import FLAP, Fault
 from mapek.simulations.lab import Lab
+from mapek.simulations.life import Life
 from mapek.simulations.session_words import HELP, Command, parse
 from mapek.simulations.topology import Topology
 from mapek.simulations.traffic import Traffic, traffic
@@ -30,7 +30,7 @@ _LOOK_S: Final = 0.5
 _PATIENCE_S: Final = 10.0
 
 
-class Session:
+class Session(Life):
     """An open lab with agents (unless `profile` is None) and the measured flow between two of its nodes.
 
     Args:
@@ -45,35 +45,22 @@ class Session:
         ends: tuple[str, str],
         tell: Callable[[Record], None],
     ) -> None:
+        super().__init__()
         self.lab, self._ends, self._tell = Lab(topology), ends, tell
         self._agents = None if profile is None else Mapek(profile, listener=self._event)
-        self._life = AsyncExitStack()
         self._flapping: dict[str, AsyncExitStack] = {}
         self._flow: Traffic | None = None
         self._opened_ns = 0
         self._spent: dict[str, tuple[int, float]] = {}
         self._counted: tuple[int, dict[tuple[str, str], WireCounts]] = (0, {})
 
-    async def __aenter__(self) -> Self:
+    async def _open(self) -> None:
         names = {node.name for node in self.lab.topology.nodes}
         if self._ends[0] == self._ends[1] or not names.issuperset(self._ends):
             known = ", ".join(sorted(names))
             raise ConfigError(
                 "measure", f"a flow {':'.join(self._ends)}", "it needs two nodes", f"take two of {known}"
             )
-        try:
-            await self._open()
-        except BaseException:
-            await self._life.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._life.aclose()
-
-    async def _open(self) -> None:
         await self._life.enter_async_context(self.lab)
         if self._agents is None or len(self.lab.topology.nodes) > 2:
             # Agents lay routes to their neighbours only, and of a better metric.

@@ -1,42 +1,35 @@
 """Programs with one mistake each, given to this kernel's verifier: the cure is named whatever its words are.
 
-tests/unit/bpf/logs holds what kernel 6.18 said to them.
+tests/unit/bpf/logs holds what kernels 6.18, 6.1 and 5.10 said to them.
 """
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from mapek.bpf import ObjectSpec, load
-from mapek.bpf.build import compiler
 from mapek.bpf.verifier import complaint
 from mapek.errors import VerifierError
+from tests.support.clang import compiled
 
 pytestmark = pytest.mark.netns
 
 HERE = Path(__file__).parent
-INCLUDE = HERE.parents[2] / "bpf" / "include"
 NAMES = (
     "packet_bounds null_value value_bounds unbounded_index not_set no_end kept other_type no_pointer context_field "
-    "deep_stack wrong_argument"
+    "deep_stack wrong_argument packet_offset moved_pointer untested_value moved_context deep_calls wrong_return "
+    "too_large kept_lock"
 ).split()
 
 
 @pytest.fixture(scope="module")
 def rejected(tmp_path_factory: pytest.TempPathFactory) -> ObjectSpec:
-    clang = shutil.which(compiler())
-    if clang is None:
-        pytest.skip("no clang; apt-get install clang-14")
-    out = tmp_path_factory.mktemp("rejected") / "rejected.o"
-    flags = ["-target", "bpf", "-O2", "-g", "-mcpu=v3", "-nostdinc", "-isystem", str(INCLUDE)]
-    subprocess.run(
-        [clang, *flags, "-c", str(HERE / "rejected" / "rejected.bpf.c"), "-o", str(out)], check=True
-    )
-    return ObjectSpec.read(out)
+    source = tmp_path_factory.mktemp("rejected") / "rejected.bpf.c"
+    shutil.copy(HERE / "rejected" / "rejected.bpf.c", source)
+    return ObjectSpec.read(compiled(source))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,10 +38,13 @@ def test_a_rejection_names_line_and_cure(rejected: ObjectSpec, name: str):
         load(rejected, programs=[name])
     found = complaint(caught.value.log)
     recorded = complaint((HERE.parents[1] / "unit/bpf/logs" / f"{name}.log").read_text("utf-8"))
-    assert found.cure == recorded.cure
-    assert found.cure in str(caught.value)
-    assert (found.place, found.line) == (recorded.place, recorded.line)
+    assert recorded.cure in str(caught.value)
     assert "\n" not in str(caught.value)
+    if len(caught.value.log) < 1 << 20:  # else a kernel before 6.4 lost the end of it
+        assert found.cure == recorded.cure
+        # 6.1 and 5.10 write no file and line into the log.
+        assert found.place in (recorded.place, "")
+        assert found.line == recorded.line
 
 
 def test_every_mistake_is_tried(rejected: ObjectSpec):

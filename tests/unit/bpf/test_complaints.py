@@ -1,12 +1,19 @@
-"""Logs of this kernel's verifier, recorded from the programs in tests/netns/bpf/rejected, and what people are told."""
+"""Logs of the verifier, recorded from the programs in tests/netns/bpf/rejected, and what people are told.
+
+Those of kernel 6.18 lie in `logs`, those of older ones in its folders.
+"""
 
 from __future__ import annotations
 
+import errno
+import mmap
 from pathlib import Path
 
 import pytest
 
+from mapek.bpf import ObjectSpec, object_path, objects
 from mapek.bpf.verifier import Complaint, complaint
+from mapek.errors import VerifierError
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -26,6 +33,14 @@ LOGS = Path(__file__).parent / "logs"
         ("context_field", "", 96, "field that this program type has"),
         ("deep_stack", "R10, which is fp0", 102, "less than 512 bytes"),
         ("wrong_argument", "R1, which is", 109, "give the helper what it wants"),
+        ("packet_offset", "", 119, "bound the index"),
+        ("moved_pointer", "R1, which is pkt(", 125, "only add to a pointer"),
+        ("untested_value", "R0, which is map_value_or_null(", 135, "NULL"),
+        ("moved_context", "", 145, "offsets that are constant"),
+        ("deep_calls", "", 0, "less than 512 bytes"),
+        ("wrong_return", "R0, which is 7", 167, "return only what"),
+        ("too_large", "", 176, "make loops shorter"),
+        ("kept_lock", "", 200, "release on every way"),
         ("licence", "", 0, "license it so"),
     ],
 )
@@ -38,6 +53,29 @@ def test_each_kind_names_the_register_the_line_and_the_cure(name: str, register:
         assert found.place == f"rejected.bpf.c:{number}"
         source = (Path(__file__).parents[2] / "netns/bpf/rejected/rejected.bpf.c").read_text("utf-8")
         assert found.line in source.splitlines()[number - 1]
+
+
+@pytest.mark.parametrize("kernel", ["5.10", "6.1"])
+def test_the_words_of_older_kernels_have_the_same_cure(kernel: str):
+    recorded = {one.stem for one in LOGS.glob("*.log")} - {"licence"}
+    # The log of 5.10 to too_large is full before the verdict: test_a_log_that_is_full.
+    lost = {"too_large"} if kernel == "5.10" else set()
+    older = {one.stem: complaint(one.read_text("utf-8")) for one in (LOGS / kernel).glob("*.log")}
+    assert older.keys() == recorded - lost
+    for name, found in older.items():
+        newer = complaint((LOGS / f"{name}.log").read_text("utf-8"))
+        assert (name, found.cure, found.line) == (name, newer.cure, newer.line)
+        assert found.place == ""
+
+
+def test_a_log_that_is_full():
+    with mmap.mmap(-1, objects._LOG_SIZE) as log:
+        row = b"7: (85) call bpf_get_prandom_u32#7\n"
+        log.write(row * ((objects._LOG_SIZE - 1) // len(row)))
+        error = objects._load_error(ObjectSpec.read(object_path("empty")), errno.ENOSPC, log)
+    assert isinstance(error, VerifierError)
+    assert "filled its log of 16 MiB before it came to an end; make loops shorter" in str(error)
+    assert error.log.startswith("7: (85)")
 
 
 def test_every_recorded_log_is_looked_at():

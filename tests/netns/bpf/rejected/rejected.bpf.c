@@ -109,4 +109,95 @@ int wrong_argument(struct xdp_md *ctx)
 	return bpf_map_lookup_elem((void *)ctx, &(__u32){ 1 }) ? XDP_PASS : XDP_DROP;
 }
 
+SEC("xdp")
+int packet_offset(struct xdp_md *ctx)
+{
+	unsigned char *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	long long offset = bpf_get_prandom_u32() - 5000000000LL;
+	unsigned char *at = data + offset;
+
+	return at + 1 <= end && *at ? XDP_PASS : XDP_DROP;
+}
+
+SEC("xdp")
+int moved_pointer(struct xdp_md *ctx)
+{
+	asm volatile("r1 = *(u32 *)(%0 + 0); r1 *= 2; r1 = *(u8 *)(r1 + 0)" ::"r"(ctx) : "r1");
+	return XDP_PASS;
+}
+
+SEC("xdp")
+int untested_value(struct xdp_md *ctx)
+{
+	__u32 key = 1;
+	__u64 *found = bpf_map_lookup_elem(&numbers, &key);
+
+	asm volatile("%0 += 8" : "+r"(found));
+	return found && *found ? XDP_PASS : XDP_DROP;
+}
+
+SEC("xdp")
+int moved_context(struct xdp_md *ctx)
+{
+	__u64 index = bpf_get_prandom_u32() & 4;
+	int value;
+
+	asm volatile("r1 = %1; r1 += %2; %0 = *(u32 *)(r1 + 0)" : "=r"(value) : "r"(ctx), "r"(index) : "r1");
+	return value ? XDP_PASS : XDP_DROP;
+}
+
+static __attribute__((noinline)) int deep(int seed)
+{
+	volatile char room[400] = { seed };
+
+	return room[seed & 255];
+}
+
+SEC("xdp")
+int deep_calls(struct xdp_md *ctx)
+{
+	volatile char room[400] = { 1 };
+
+	return deep(room[ctx->rx_queue_index & 255]) ? XDP_PASS : XDP_DROP;
+}
+
+SEC("cgroup_skb/egress")
+int wrong_return(struct __sk_buff *skb)
+{
+	return 7;
+}
+
+SEC("xdp")
+int too_large(struct xdp_md *ctx)
+{
+	__u64 sum = 0;
+
+	for (int i = 0; i < 200000; i++)
+		sum += bpf_get_prandom_u32() & 1 ? sum >> 3 : i;
+	return sum & 1 ? XDP_PASS : XDP_DROP;
+}
+
+struct locked {
+	struct bpf_spin_lock lock;
+	__u32 value;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct locked);
+	__uint(max_entries, 1);
+} locks SEC(".maps");
+
+SEC("xdp")
+int kept_lock(struct xdp_md *ctx)
+{
+	__u32 key = 0;
+	struct locked *found = bpf_map_lookup_elem(&locks, &key);
+
+	if (found)
+		bpf_spin_lock(&found->lock);
+	return XDP_PASS;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
