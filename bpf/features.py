@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from mapek.bpf import helpers, rtnl, syscall
+from mapek.bpf import helpers, syscall
 from mapek.bpf.attempts import RETURN_2, judge, new_map, new_program
 from mapek.bpf.attempts import Answer as Answer
 from mapek.bpf.names import MAP_SINCE
@@ -206,24 +206,6 @@ def _psi() -> Answer:
     return Answer.YES
 
 
-def _batman_adv() -> Answer:
-    # Asking for the family loads the module where it can be.
-    name = b"batadv\0"
-    body = (
-        struct.pack("=BBHHH", _CTRL_GETFAMILY, 1, 0, 4 + len(name), _CTRL_ATTR_FAMILY_NAME) + name + bytes(1)
-    )
-    try:
-        rtnl.ask(_GENL_ID_CTRL, body, protocol=_NETLINK_GENERIC)
-    except OSError as error:
-        return Answer.NO if error.errno == errno.ENOENT else Answer.UNKNOWN
-    return Answer.YES
-
-
-_NETLINK_GENERIC: Final = 16
-_GENL_ID_CTRL: Final = 16
-_CTRL_GETFAMILY: Final = 3
-_CTRL_ATTR_FAMILY_NAME: Final = 2
-
 FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "tracefs": ("kernel 4.1 with tracefs or debugfs mounted", _mounted("tracefs", "debugfs")),
     "cgroup2": ("kernel 4.5 with cgroup2 mounted", _mounted("cgroup2")),
@@ -231,7 +213,6 @@ FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "raw_tp": ("kernel 4.17", _raw_tp),
     "tp_btf": ("kernel 5.5 with CONFIG_DEBUG_INFO_BTF", _tp_btf),
     "psi": ("kernel 4.20 with CONFIG_PSI", _psi),
-    "batman_adv": ("kernel 2.6.38 with the module batman-adv", _batman_adv),
     "prog_test_run": ("kernel 4.12", _test_run),
     "lpm_trie": ("kernel 4.11", _probe_map(11, 8, 8, 1, 1)),
     "nexthop": ("kernel 5.3", _nexthop),
@@ -248,8 +229,8 @@ FEATURES: Final[dict[str, tuple[str, Callable[[], Answer]]]] = {
     "bpf_timer": ("kernel 5.15", _probe_helper(169)),
     "tcx": ("kernel 6.6", _tcx),
 }
-# What is not here now may be mounted or loaded later, and BTF may be mounted over.
-_PASSING: Final = frozenset(("tracefs", "cgroup2", "batman_adv", "btf"))
+# What is not here now may be mounted later, and BTF may be mounted over.
+_PASSING: Final = frozenset(("tracefs", "cgroup2", "btf"))
 _sure: Final[dict[str, Answer]] = {}
 
 

@@ -7,21 +7,18 @@ and some ms of CPU a dump; what is lost on a link, and when, is seen sooner and 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import numpy as np
 
-from mapek.bpf import features
-from mapek.bpf.syscall import missing_capabilities
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
 from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
-from mapek.sensors.batman_adv_refusal import refusal
+from mapek.sensors.batman_adv_refusal import absence
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
 
 log = logging.getLogger("mapek")
@@ -92,10 +89,8 @@ class BatmanAdv(Touchpoint):
         return self._tables
 
     def shortfalls(self) -> tuple[str, ...]:
-        if missing_capabilities("CAP_NET_ADMIN"):
-            raise refusal(errno.EPERM)
-        if features.probe("batman_adv") is features.Answer.NO:
-            raise refusal(errno.ENOENT)
+        if error := absence():
+            raise error
         return ()
 
     async def open(self, surroundings: Surroundings) -> None:

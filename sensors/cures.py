@@ -10,7 +10,6 @@ _CURES: Final = {
     "tracefs": "mount -t tracefs tracefs /sys/kernel/tracing",
     "cgroup2": "mount -t cgroup2 none /sys/fs/cgroup/unified",
     "psi": "boot with psi=1, or use a kernel with CONFIG_PSI",
-    "batman_adv": "modprobe batman-adv",
     "libbpf": "apt-get install libbpf1",
 }
 

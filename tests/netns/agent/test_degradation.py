@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support import machine
+
 PORT = 9464
 WIRE = """
 ip link set lo up
@@ -40,6 +42,7 @@ interface = "near"
 address = "10.77.0.2"
 [sensors.mesh_filter]
 [sensors.batadv]
+[sensors.batman_adv]
 [sensors.tc_classifier]
 [sensors.syscall_latency]
 [sensors.net_events]
@@ -47,6 +50,8 @@ address = "10.77.0.2"
 [sensors.interface]
 """
 BPF = {"link_watch", "xdp_counter", "mesh_filter", "batadv", "tc_classifier", "syscall_latency", "net_events"}
+ROUTES = {"netlink", "batman_adv"}
+TRACING = {"syscall_latency", "net_events"}
 NO_BTF = "mount -t tmpfs none /sys/kernel/btf"
 NO_TRACEFS = """
 for at in /sys/kernel/tracing /sys/kernel/debug/tracing /sys/kernel/debug; do umount -l $at 2>&- || true; done
@@ -72,7 +77,7 @@ ROWS = (
     Row("nothing"),
     Row("CAP_BPF", drop=("bpf", "sys_admin"), stops=frozenset(BPF)),
     Row("CAP_PERFMON", drop=("perfmon", "sys_admin"), stops=frozenset(BPF)),
-    Row("CAP_NET_ADMIN", drop=("net_admin",), stops=frozenset(BPF - {"syscall_latency", "net_events"} | {"netlink"})),
+    Row("CAP_NET_ADMIN", drop=("net_admin",), stops=frozenset(BPF - TRACING | ROUTES)),
     Row("CAP_SYS_ADMIN", drop=("sys_admin",)),
     Row("CAP_NET_RAW", drop=("net_raw",)),
     Row("CAP_DAC_READ_SEARCH", drop=("dac_read_search", "dac_override")),
@@ -125,9 +130,10 @@ def test_one_sensor_and_not_the_agent(row: Row, tmp_path: Path):
                 up[sample.labels["sensor"]] = bool(sample.value)
     works = {name: one["up"] for name, one in health.items()}
     assert works == up == {name: one["ok"] for name, one in doctor.items()}
-    assert {name for name, one in works.items() if not one} == row.stops
-    assert found["exit"] == (1 if row.stops else 0)
+    stops = row.stops if machine.has("batman_adv") else row.stops | {"batman_adv"}
+    assert {name for name, one in works.items() if not one} == stops
+    assert found["exit"] == (1 if stops else 0)
     words = {name: one["missing"] or one["degraded"] for name, one in doctor.items()}
     assert words == {name: one["degraded"] for name, one in health.items()} == shortfalls
-    assert {name for name, one in words.items() if one} >= row.stops | row.swaps
+    assert {name for name, one in words.items() if one} >= stops | row.swaps
     assert all(one["do"] for one in doctor.values() if one["missing"])

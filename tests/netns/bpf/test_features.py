@@ -39,7 +39,6 @@ from mapek.bpf.features import FEATURES, Answer, probe
 from mapek.bpf.maps import possible_cpus
 from mapek.bpf.xdp_netlink import attach_xdp_netlink
 from mapek.errors import MapekError
-from mapek.sensors.batman_adv_netlink import dump_tables
 from tests.netns.bpf.wires import Wire, run
 from tests.support import machine
 
@@ -161,7 +160,6 @@ TRIES: dict[str, Try] = {
     "raw_tp": _raw_tracepoint,
     "tp_btf": _btf_tracepoint,
     "psi": _read("/proc/pressure/memory"),
-    "batman_adv": lambda wire: dump_tables() and None,
     "prog_test_run": _test_run,
     "lpm_trie": _map("lpm_trie", 8, 8, 1, flags=1),
     "nexthop": _nexthop,
