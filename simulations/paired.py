@@ -40,9 +40,11 @@ def bounds(count: int, confidence: float = CONFIDENCE) -> int | None:
     return skipped if skipped >= 0 else None
 
 
-def median_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
-    """The 95 % interval of the median of what `values` are drawn from; None for too few."""
-    skipped = bounds(len(values))
+def median_interval(
+    values: Sequence[float] | Floats, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """The interval, by default of 95 %, of the median of what `values` are drawn from; None for too few."""
+    skipped = bounds(len(values), confidence)
     if skipped is None:
         return None
     ordered = np.sort(np.asarray(values, np.float64))
