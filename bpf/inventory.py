@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 import re
-import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -98,22 +97,25 @@ class _Kernel:
     links: dict[int, list[Attached]] = field(default_factory=dict)
     holders: dict[tuple[str, int], list[Holder]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
+    here: Mapping[int, whereabouts.Interface] = field(default_factory=dict)
     pins: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
     map_bytes: dict[int, int] = field(default_factory=dict)
 
 
 def programs() -> list[Loaded]:
     """Every program, by id. Raises PrivilegeError without CAP_SYS_ADMIN: ids are for the machine's owner only."""
-    kernel = _Kernel(holders=holders())
+    kernel = _Kernel(holders=holders(), here=whereabouts.interfaces())
     for ident in _ids(_LINK_GET_NEXT_ID, "links"):
-        if (link := _link(ident, kernel.holders)) is not None:
+        if (link := _link(ident, kernel)) is not None:
             kernel.links.setdefault(link[0], []).append(link[1])
     kernel.pins = whereabouts.pins()
     linked = {(ident, at.place) for ident, places in kernel.links.items() for at in places}
     pids = {one.pid for who in kernel.holders.values() for one in who}
     for ident, kind, place in (
-        *whereabouts.by_netlink(linked), *whereabouts.tc_filters(), *whereabouts.perf_events(pids)
-    ):  # fmt: skip
+        *whereabouts.by_netlink(kernel.here, linked),
+        *whereabouts.tc_filters(kernel.here),
+        *whereabouts.perf_events(pids),
+    ):
         kernel.links.setdefault(ident, []).append(Attached(0, kind, place))
     found = [one for ident in _ids(_PROG_GET_NEXT_ID, "programs") if (one := _program(ident, kernel))]
     members: dict[int, list[Attached]] = {}
@@ -276,7 +278,7 @@ def _btf(ident: int) -> bytes:
         os.close(fd)
 
 
-def _link(ident: int, held: Mapping[tuple[str, int], list[Holder]]) -> tuple[int, Attached] | None:
+def _link(ident: int, kernel: _Kernel) -> tuple[int, Attached] | None:
     """Its program's id and what it is."""
     try:
         fd = syscall.fd_by_id(_LINK_GET_FD_BY_ID, ident)
@@ -297,19 +299,23 @@ def _link(ident: int, held: Mapping[tuple[str, int], list[Holder]]) -> tuple[int
     first, second = struct.unpack_from("=II", data, 16)
     place = ""
     if kind in ("xdp", "tcx", "netkit"):
-        place = f"{_interface(first)} {_TCX.get(second, '')}".strip() if kind != "xdp" else _interface(first)
+        # The number alone means another interface in every network namespace.
+        if kind == "xdp":
+            here = whereabouts.runs_xdp(kernel.here, first, program)
+        else:
+            here = ident in whereabouts.links_at(first, second)
+        place = f"{_interface(kernel, first, here)} {_TCX.get(second, '') if kind != 'xdp' else ''}".strip()
     elif kind == "raw_tracepoint":
         place = _text(name.raw)
-    return program, Attached(ident, kind, place, ("link", ident) not in held)
+    return program, Attached(ident, kind, place, ("link", ident) not in kernel.holders)
 
 
-def _interface(ifindex: int) -> str:
+def _interface(kernel: _Kernel, ifindex: int, here: bool) -> str:
     if not ifindex:
         return "an interface that is gone"
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"ifindex {ifindex} of another network namespace"
+    if here and ifindex in kernel.here:
+        return kernel.here[ifindex].name
+    return f"ifindex {ifindex} of another network namespace"
 
 
 def _text(raw: bytes) -> str:

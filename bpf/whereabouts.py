@@ -8,24 +8,26 @@ not followed. Needs CAP_SYS_ADMIN for what is opened by its id. Milliseconds, so
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import re
 import stat
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mapek.bpf import rtnl, syscall
-from mapek.bpf.xdp_netlink import parse_xdp
+from mapek.bpf.xdp_netlink import XdpState, parse_xdp
 from mapek.errors import MapekError
 
 _GETLINK, _GETQDISC = 18, 38
 _IFLA_IFNAME, _IFLA_XDP = 3, 43
 _TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
 _HOOKS: Final = {"clsact": {0xFFFFFFF2: "ingress", 0xFFFFFFF3: "egress"}, "ingress": {0xFFFFFFFF: "ingress"}}
-_TASK_FD_QUERY: Final = 20
+_PROG_QUERY, _TASK_FD_QUERY = 16, 20
 _EVENTS: Final = ("raw tracepoint", "tracepoint", "kprobe", "kretprobe", "uprobe", "uretprobe")
 MOST_PINS: Final = 10_000
 """That are looked at: a bpffs may hold any number."""
@@ -34,28 +36,65 @@ Place = tuple[int, str, str]
 """A program's id, how it is attached, and where."""
 
 
-def interfaces() -> dict[int, tuple[str, tuple[str, int] | None]]:
-    """By ifindex: name, and mode and program id of its XDP, if any."""
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface, and the XDP that it runs."""
+
+    name: str
+    xdp: XdpState | None
+
+
+def interfaces() -> dict[int, Interface]:
+    """Those of the calling thread's network namespace, by ifindex."""
     found = {}
     for body in _dump(_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0)):
-        ifindex = struct.unpack_from("=4xi", body)[0]
         told = rtnl.attributes(body, 16)
-        state = parse_xdp(told.get(_IFLA_XDP, b""))
         name = told.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-        found[ifindex] = name, (state.mode, state.program_id) if state is not None else None
+        found[struct.unpack_from("=4xi", body)[0]] = Interface(name, parse_xdp(told.get(_IFLA_XDP, b"")))
     return found
 
 
-def by_netlink(linked: Collection[tuple[int, str]]) -> Iterator[Place]:
+def runs_xdp(here: Mapping[int, Interface], ifindex: int, program_id: int) -> bool:
+    """Does an interface of ours run that program? A link does not say which namespace its interface is of."""
+    one = here.get(ifindex)
+    return one is not None and one.xdp is not None and one.xdp.program_id == program_id
+
+
+def links_at(ifindex: int, attach_type: int) -> tuple[int, ...]:
+    """The ids of links at a tcx or netkit hook of an interface of ours (kernel 6.6)."""
+    ids = (ctypes.c_uint32 * 64)()
+    programs = (ctypes.c_uint32 * 64)()
+    # target_ifindex, attach_type, two flags, prog_ids, count and padding, prog_attach_flags, link_ids, two more.
+    attr = bytearray(
+        struct.pack(
+            "=IIIIQIIQQQQ",
+            ifindex,
+            attach_type,
+            0,
+            0,
+            ctypes.addressof(programs),
+            64,
+            0,
+            0,
+            ctypes.addressof(ids),
+            0,
+            0,
+        )
+    )
+    if syscall.bpf_raw(_PROG_QUERY, attr) < 0:
+        return ()
+    return tuple(ids[: min(64, struct.unpack_from("=I", attr, 24)[0])])
+
+
+def by_netlink(here: Mapping[int, Interface], linked: Collection[tuple[int, str]]) -> Iterator[Place]:
     """XDP programs that hang on an interface itself; `linked` has those (program id, interface) that a link holds."""
-    for name, state in interfaces().values():
-        if state is not None and (state[1], name) not in linked:
-            yield state[1], "xdp by netlink", f"{name} {state[0]}"
+    for one in here.values():
+        if one.xdp is not None and (one.xdp.program_id, one.name) not in linked:
+            yield one.xdp.program_id, "xdp by netlink", f"{one.name} {one.xdp.mode}"
 
 
-def tc_filters() -> Iterator[Place]:
+def tc_filters(here: Mapping[int, Interface]) -> Iterator[Place]:
     """Programs that are filters of a clsact or ingress qdisc."""
-    names = {ifindex: name for ifindex, (name, _) in interfaces().items()}
     for body in _dump(_GETQDISC, rtnl.TCM.pack(0, 0, 0, 0, 0)):
         kind = (
             rtnl.attributes(body, rtnl.TCM.size).get(_TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
@@ -69,7 +108,7 @@ def tc_filters() -> Iterator[Place]:
                 ident = bpf.get(_TCA_BPF_ID, b"")
                 if told.get(_TCA_KIND, b"").rstrip(b"\0") != b"bpf" or len(ident) != 4:
                     continue
-                where = f"{names.get(ifindex, f'ifindex {ifindex}')} {direction}"
+                where = f"{here[ifindex].name if ifindex in here else f'ifindex {ifindex}'} {direction}"
                 place = f"{where} prio {info >> 16} handle {handle:#x}"
                 yield struct.unpack("=I", ident)[0], kind, place
 
@@ -143,8 +182,6 @@ def _identity(fd: int) -> tuple[str, int] | None:
 
 def perf_events(pids: Iterable[int]) -> Iterator[Place]:
     """Programs on perf events of these processes: classic tracepoints, kprobes and uprobes."""
-    import ctypes
-
     for pid in pids:
         folder = Path(f"/proc/{pid}/fd")
         with contextlib.suppress(OSError):

@@ -81,6 +81,8 @@ class Interfaces(Generic[A]):
         """By name: an interface that comes back is heard of several times."""
         self._retries: dict[str, tuple[int, Timer]] = {}
         """By name: the delay in ns, and the timer that ends it."""
+        self._attaching: dict[str, tuple[int, bool]] = {}
+        """By name: the ifindex that is being attached to, and whether it went meanwhile."""
         self._detachments = Detachments(sensor, verb, reattach, lambda link: self._take(link.name))
 
     async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
@@ -170,6 +172,7 @@ class Interfaces(Generic[A]):
         if former is not None and former.entity == entity and name not in self.missing:
             return
         try:
+            self._attaching[name] = entity.generation, False
             if former is not None:
                 await former.leave()
             now = await self._attach_to(entity, former)
@@ -181,6 +184,8 @@ class Interfaces(Generic[A]):
             why.__cause__ = error
             self._failed(name, why)
             return
+        finally:
+            _, went = self._attaching.pop(name, (0, False))
         self.attached[name] = now
         # As they were configured, whichever came first: rows of a frame keep their places.
         self.attached = {one: self.attached[one] for one in self._names if one in self.attached}
@@ -190,6 +195,10 @@ class Interfaces(Generic[A]):
             retry[1].cancel()
         if former is not None:
             former.close()
+        if went and self._around is not None:
+            # It may be the one that went that we are attached to, and another one is there with its number.
+            self._lost(name)
+            self._around.spawn(self._take(name))
 
     def _failed(self, name: str, error: MapekError) -> None:
         """Try again later: what is in the way, such as another's program, may go without an event of the link."""
@@ -207,6 +216,9 @@ class Interfaces(Generic[A]):
     def _hear(self, event: Event) -> None:
         name, ifindex = event.entity.name, event.entity.generation
         if event.kind == "link.gone":
+            for one, (index, _) in self._attaching.items():
+                if index == ifindex:
+                    self._attaching[one] = index, True
             for known in self.attached.values():
                 if known.entity.generation == ifindex:
                     self._lost(known.entity.name)

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from mapek.bpf import Dispatcher, ObjectSpec, attach_tc, attach_xdp_netlink, load, object_path, tracing
+from mapek.bpf import (
+    Dispatcher,
+    ObjectSpec,
+    attach_tc,
+    attach_xdp,
+    attach_xdp_netlink,
+    load,
+    object_path,
+    tracing,
+)
 from mapek.bpf.inventory import Loaded, programs
 from mapek.cli import main
 from tests.netns.bpf.wires import Wire
@@ -157,3 +168,31 @@ async def test_the_list_for_people(wire: Wire, capsys: pytest.CaptureFixture[str
     assert f"       on xdp near (link {ident})" in lines
     assert "       in the chain of near, slot xdp_counter" in lines
     assert all(len(line) <= 110 for line in lines if not line.startswith("       held"))
+
+
+@pytest.mark.kernel
+def test_an_interface_of_another_namespace_is_not_called_by_the_name_of_ours(wire: Wire) -> None:
+    """Every network namespace begins to count anew."""
+    spec, tc_spec = ObjectSpec.read(object_path("empty")), ObjectSpec.read(object_path("empty_tc"))
+    with ExitStack() as life:
+        xdp, tc = life.enter_context(load(spec)), life.enter_context(load(tc_spec))
+        life.enter_context(attach_xdp(xdp.programs["empty"], wire.near))
+        life.enter_context(attach_tc(tc.programs["empty_tc"], wire.near))
+        script = """
+from mapek.bpf.inventory import programs
+import sys
+for one in programs():
+    if one.id in map(int, sys.argv[1:]):
+        print(one.name, *(at.place for at in one.attached if at.link_id))
+"""
+        ids = [str(xdp.programs["empty"].id), str(tc.programs["empty_tc"].id)]
+        setup = "ip link add near type veth peer name far && ip link set near up"
+        command = f"{setup} && {sys.executable} -c '{script}' {' '.join(ids)}"
+        there = ["unshare", "--net", "sh", "-c", command]
+        done = subprocess.run(there, capture_output=True, check=True, text=True)
+        index = f"ifindex {wire.near} of another network namespace"
+        told = done.stdout.splitlines()
+        assert told[0] == f"empty {index}"
+        assert told[1] in (f"empty_tc {index} ingress", "empty_tc")
+        (at,) = ours()["empty"].attached
+        assert at.place == "near"

@@ -230,11 +230,21 @@ async def test_a_slot_of_the_chain(wire: Wire, pins: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_the_kernel_lets_nobody_take_a_tracepoint_off() -> None:
+@pytest.mark.parametrize("way", ["raw_tp", "tp_btf"])
+def test_the_kernel_lets_nobody_take_a_tracepoint_off(way: str) -> None:
     """Should a kernel come to allow it, this fails, and whoever hangs on a tracepoint has to be looked after too."""
+    if way == "tp_btf" and not machine.has("btf"):
+        pytest.skip("no BTF")
     with ExitStack() as life:
-        program = loaded(life, "syscall_latency").programs["raw_tp_exit"]
-        link = life.enter_context(tracing.attach_raw_tracepoint(program, "sys_exit"))
+        spec = ObjectSpec.read(object_path("syscall_latency"))
+        exit_program = f"{way}_exit"
+        program = life.enter_context(
+            load(spec, programs={exit_program}, skip_maps=("started_tasks",))
+        ).programs[exit_program]
+        if way == "raw_tp":
+            link = life.enter_context(tracing.attach_raw_tracepoint(program, "sys_exit"))
+        else:
+            link = life.enter_context(tracing.attach_btf_tracepoint(program))
         for take in (force, lambda one: give(one, program.fd)):
             with pytest.raises(MapekError) as refused:
                 take(link)
