@@ -263,11 +263,11 @@ class Kept:
         return self._place is not None and (self.adopted or self._keep.served())
 
     def lost(self, why: str) -> None:
-        """Keep nothing here after all."""
+        """Keep nothing here after all; what we hold ourselves stays attached."""
         self.give_up(why)
         if self._place is not None:
             with contextlib.suppress(PinError, OSError):
-                self._place.remove()
+                self._place.remove(detach=False)
         self.close()
 
     def leave(self) -> None:

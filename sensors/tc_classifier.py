@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 import numpy as np
 
 from mapek.bpf import LoadedObject, ObjectSpec, load_async, object_path
+from mapek.bpf.maps import possible_cpus
 from mapek.bpf.tc import Way
 from mapek.bpf.worker import in_thread
 from mapek.config.options import Table, take, take_strings
@@ -22,6 +24,7 @@ from mapek.errors import ConfigError
 from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
 from mapek.sensors.ingress import NEEDS
 from mapek.sensors.interfaces import Interfaces
+from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficClass, parse_classes
 from mapek.sensors.tc_classifier_kernel import Counting, count_on, exchange
 from mapek.sensors.tc_classifier_table import DIRECTIONS, SLOT_OTHER, build
@@ -58,6 +61,7 @@ class TcClassifier(Touchpoint):
         interfaces: names; by default those of all paths.
         classes: table of name -> conditions, see `parse_classes`; the first that matches has the packet.
         variant: "auto", "tcx" or "clsact".
+        persist: let the counters and the programs outlive the agent, until the classes are changed by "classify".
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
@@ -82,7 +86,10 @@ class TcClassifier(Touchpoint):
         )
         self._classes = parse_classes(Table(classes, file, place))
         self.wanted_variant = take(options, "variant", str, "auto", choices=("auto", "tcx", "clsact"))
+        self._persist = take(options, "persist", bool, False)
+        self._configured = [one.name for one in self._classes]
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
         self._choice: Choice | None = None
         self._shared: LoadedObject | None = None
         self._interfaces: Interfaces[Counting] = Interfaces("classify on", self._attach)
@@ -99,6 +106,7 @@ class TcClassifier(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
         self._choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("tc_classifier")))
         # For its table, which all interfaces share.
@@ -157,13 +165,29 @@ class TcClassifier(Touchpoint):
             for name in [name for name in self._slots if name not in names]:
                 self._free.append(self._slots.pop(name))
         self._classes, self._schema = classes, schema_of(classes)
+        if names != self._configured:
+            # The next agent would take one's slot for another's.
+            for one in self._interfaces.attached.values():
+                if one.kept is not None and one.kept.holds:
+                    await in_thread(partial(one.kept.lost, "its classes are not those of the configuration"))
 
     async def _attach(self, link: Entity, former: Counting | None) -> Counting:
         async with self._turn:
             assert self._shared is not None
             assert self._choice is not None
             way: Way = "tcx" if self._choice.variant.name == "tcx" else "clsact"
-            return await count_on(link, self._shared, way, former)
+            assert self._keeper is not None
+            names = [one.name for one in self._classes]
+            kept = await self._keeper.take(
+                self.name,
+                self._shared.spec,
+                ("counters",),
+                on=self._persist and names == self._configured and list(self._slots) == names,
+                interface=link.name,
+                meaning={"classes": " ".join(names)},
+                max_entries={"counters": possible_cpus()},
+            )
+            return await count_on(link, self._shared, way, former, kept)
 
     def schema(self) -> Schema:
         return self._schema
@@ -173,6 +197,8 @@ class TcClassifier(Touchpoint):
         rows = list(self._interfaces.attached.values())
         if self._around is None or not rows:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         slots = [self._slots[one.name] for one in self._classes]
         taken = list(self._slots.values())
         counters = np.empty((len(rows), len(self._schema.counters)), np.uint64)
@@ -202,4 +228,6 @@ class TcClassifier(Touchpoint):
     def status(self) -> Status:
         attached = self._interfaces.places()
         degraded = self._choice.degraded() if self._choice is not None else ()
-        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles()))
+        kept = [one.kept.trouble for one in self._interfaces.attached.values() if one.kept is not None]
+        lesser = tuple(word for word in kept if word)
+        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles(), *lesser))
