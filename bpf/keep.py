@@ -258,6 +258,11 @@ class Kept:
         return self._place is not None
 
     @property
+    def idle(self) -> bool:
+        """Is there nothing to leave?"""
+        return self._place is None and self._lock is None
+
+    @property
     def stays(self) -> bool:
         """Does what is kept here stay when we leave?"""
         return self._place is not None and (self.adopted or self._keep.served())

@@ -63,6 +63,10 @@ class Keeper:
 
         Raises AttachError and PinError as `Kept.take`.
         """
+        assert self._agent is not None
+        if not on and not self._agent.exists():
+            # Nobody of ours ever kept anything: no need for a thread.
+            return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
         return await in_thread(
             lambda: self.take_now(
                 sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,

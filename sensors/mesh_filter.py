@@ -180,7 +180,7 @@ class MeshFilter(Touchpoint):
         finally:
             self._store.close()
             kept, self._kept = self._kept, None
-            if kept is not None:
+            if kept is not None and not kept.idle:
                 await in_thread(kept.leave)
             self._around = self._program = None
 

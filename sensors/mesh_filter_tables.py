@@ -67,7 +67,7 @@ class Tables:
             reuse=kept.reuse() if kept is not None else {},
         )
         try:
-            if kept is not None:
+            if kept is not None and kept.holds:
                 await in_thread(lambda: kept.settle(loaded))
             return cls(loaded)
         except BaseException:

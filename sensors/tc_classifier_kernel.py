@@ -56,7 +56,7 @@ class Counting:
         """Take the programs off, the last one first, unless they are kept; also again, where it was cancelled or
         refused."""
         await detach_all(self.links, keep=self.kept is not None and self.kept.stays)
-        if self.kept is not None:
+        if self.kept is not None and not self.kept.idle:
             await in_thread(self.kept.leave)
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ async def count_on(
     try:
         return await _count_on(link, shared, way, former, kept)
     except BaseException:
-        if kept is not None:
+        if kept is not None and not kept.idle:
             await in_thread(kept.leave)
         raise
 
@@ -102,7 +102,7 @@ async def _count_on(
     )
     links: list[TcLink] = []
     try:
-        if kept is not None:
+        if kept is not None and kept.holds:
             await in_thread(lambda: kept.settle(loaded))
         counters = loaded.map("counters", ArrayMap)
         if counters.value_size != COUNTERS_BYTES:
