@@ -293,6 +293,7 @@ class Dispatcher:
                         # Others may keep their pins there.
                         with contextlib.suppress(OSError):
                             self.pin_dir.rmdir()
+                            self.pin_dir.parent.rmdir()
             self._drop()
 
     def _drop(self) -> None:

@@ -16,13 +16,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from mapek.bpf import pins
 from mapek.bpf.layout import Layout, describe
 from mapek.bpf.locks import Lock
-from mapek.bpf.maps import Map
+from mapek.bpf.maps import Map, create_map
 from mapek.bpf.objects import LoadedObject
 from mapek.bpf.pins import Contents, Place
 from mapek.bpf.program import Program
@@ -33,6 +33,7 @@ from mapek.errors import DegradedError, MapekError, PinError
 L = TypeVar("L", bound=Link)
 
 _SO_NETNS_COOKIE: Final = 71
+_NO_PREALLOC: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Keep:
         meaning: what the entries stand for, where an object's own types do not tell; if that changes, the entries
             cannot go on.
         settings: how its programs are loaded; another one makes them others, but the entries go on.
+        beside: maps that no program uses, made as they are missing: (type, key bytes, value bytes, entries).
         on: False removes what was kept there, and keeps nothing.
         served: tells whether what is made anew is worth keeping by now.
     """
@@ -53,6 +55,7 @@ class Keep:
     maps: tuple[str, ...]
     meaning: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, tuple[str, int, int, int]] = field(default_factory=dict)
     on: bool = True
     served: Callable[[], bool] = lambda: True
 
@@ -72,6 +75,8 @@ class Kept:
         self._lock: Lock | None = None
         self._contents: Contents | None = None
         self._new = Layout({})
+        self.beside: dict[str, Map] = {}
+        """Of `Keep.beside`, from `settle` on; empty where nothing is kept."""
 
     @classmethod
     def take(cls, keep: Keep, spec: ObjectSpec, max_entries: Mapping[str, int] | None = None) -> Kept:
@@ -125,6 +130,11 @@ class Kept:
             spec, self._keep.maps, max_entries=max_entries, meaning=self._keep.meaning, namespace=namespace(),
             settings=self._keep.settings,
         )  # fmt: skip
+        plain = {
+            name: {"type": kind, "key bytes": str(key), "value bytes": str(value)}
+            for name, (kind, key, value, _) in self._keep.beside.items()
+        }
+        now = replace(now, maps={**now.maps, **plain})
         found = place.open()
         if found is not None and found.layout.namespace != now.namespace:
             # A namespace that is no more had the same number.
@@ -152,6 +162,10 @@ class Kept:
             return
         maps = {name: loaded.maps[name] for name in self._keep.maps}
         try:
+            for name, (kind, *sizes) in self._keep.beside.items():
+                known = dict(before.maps).get(name) if before is not None else None
+                self.beside[name] = known or create_map(kind, *sizes, flags=_NO_PREALLOC)
+            maps |= self.beside
             if before is None:
                 place.make(self._new, maps)
             elif before.layout.text() != self._new.text():
@@ -161,8 +175,9 @@ class Kept:
             if before is None:
                 self._place = None
         finally:
-            if before is not None:
-                before.close()
+            for one in before.maps.values() if before is not None else ():
+                if one not in self.beside.values():
+                    one.close()
 
     def link(self, name: str, opened: Callable[[str], L], fits: Callable[[L], bool]) -> L | None:
         """The link kept under `name` if it still holds what it should; one that does not is removed.
@@ -243,16 +258,21 @@ class Kept:
         return self._place is not None
 
     @property
+    def idle(self) -> bool:
+        """Is there nothing to leave?"""
+        return self._place is None and self._lock is None
+
+    @property
     def stays(self) -> bool:
         """Does what is kept here stay when we leave?"""
         return self._place is not None and (self.adopted or self._keep.served())
 
     def lost(self, why: str) -> None:
-        """Keep nothing here after all."""
+        """Keep nothing here after all; what we hold ourselves stays attached."""
         self.give_up(why)
         if self._place is not None:
             with contextlib.suppress(PinError, OSError):
-                self._place.remove()
+                self._place.remove(detach=False)
         self.close()
 
     def leave(self) -> None:
@@ -268,6 +288,9 @@ class Kept:
         contents, self._contents = self._contents, None
         if contents is not None:
             contents.close()
+        for one in self.beside.values():
+            one.close()
+        self.beside.clear()
         self._place = None
         self._unlock()
 

@@ -257,15 +257,17 @@ class Place:
         syscall.pin(fd, new)
         new.rename(path)
 
-    def remove(self) -> None:
+    def remove(self, *, detach: bool = True) -> None:
         """Detach the links that are kept here and remove the place; nothing there is fine.
+
+        Without `detach` those links stay that somebody holds.
 
         Raises PinError for what is not ours, before anything is touched.
         """
         self.check()
         if not self.exists():
             return
-        for link in self.links().values():
+        for link in self.links().values() if detach else ():
             link.detach()
         # Out of sight at once: nobody adopts a place without its counters.
         gone = self.agent / f"{_NEW}{self.name}"

@@ -95,7 +95,7 @@ class Hooks:
                     max_entries=max_entries,
                 )
                 try:
-                    if kept is not None and kept.is_of_interface:
+                    if kept is not None and kept.is_of_interface and kept.holds:
                         await in_thread(lambda: kept.settle(loaded))
                     await hook.dispatcher.set(slot, loaded.programs[program])
                 except BaseException:

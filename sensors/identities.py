@@ -209,6 +209,10 @@ class Identities:
         """The SPIFFE ID of a number that was given in this run."""
         return self._numbers.spiffe_id(number)
 
+    def remember(self, spiffe_id: str, number: int) -> bool:
+        """In a run before, this was its number; False when it cannot be again. An entry that says another is right."""
+        return self._numbers.remember(spiffe_id, number)
+
     def active(self, number: int) -> bool:
         """Has it an entry now?"""
         return self._holders.get(number, 0) > 0

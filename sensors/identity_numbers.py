@@ -13,6 +13,7 @@ from mapek.errors import ConfigError, DegradedError
 
 FIRST_OWN: Final = 1 << 31
 """The first number that the registry itself gives."""
+_LAST: Final = (1 << 32) - 1
 KNOWN: Final = 65_536
 """SPIFFE IDs that are remembered in a run, whether they have addresses or not."""
 
@@ -27,6 +28,8 @@ class Numbers:
     _set: set[str] = field(default_factory=set)
     _promised: dict[str, int] = field(default_factory=dict)
     _promised_to: dict[int, str] = field(default_factory=dict)
+    _remembered: set[str] = field(default_factory=set)
+    """Whose number is from a run before, until it is given: who says another one is right."""
 
     def number(self, spiffe_id: str) -> int | None:
         """The number of a SPIFFE ID that was given one."""
@@ -42,11 +45,13 @@ class Numbers:
         Raises ConfigError when the number is another's or was another one before, DegradedError when too many are
         known.
         """
+        self._give_way(spiffe_id, number)
         known = self._numbers.get(spiffe_id) or self._promised.get(spiffe_id)
         if known and number not in (0, known):
             why = f"it has number {known} in this run, not {number}"
             raise ConfigError("register", spiffe_id, why, "restart to change it")
         if spiffe_id in self._numbers:
+            self._remembered.discard(spiffe_id)
             return self._numbers[spiffe_id]
         number = number or known or 0
         if (other := self._owner(number)) not in (None, spiffe_id):
@@ -65,6 +70,7 @@ class Numbers:
         """Let `give` do this for one of a set, until `end`. Raises ConfigError when it could not."""
         if spiffe_id in self._set:
             raise ConfigError("register", spiffe_id, "it is there twice", "join the two entries")
+        self._give_way(spiffe_id, number)
         known, other = self._numbers.get(spiffe_id), self._owner(number)
         if number and ((known or number) != number or other not in (None, spiffe_id)):
             why = f"number {number} is taken by {other or f'itself, as {known},'} in this run"
@@ -76,6 +82,26 @@ class Numbers:
             self._promised[spiffe_id] = number
         if number:
             self._promised_to[number] = spiffe_id
+
+    def remember(self, spiffe_id: str, number: int) -> bool:
+        """It had this number in a run before; False when that cannot be any more."""
+        if spiffe_id in self._numbers or number in self._names:
+            return self._numbers.get(spiffe_id) == number
+        if not 0 < number < _LAST or not self._room(spiffe_id):
+            return False
+        self._numbers[spiffe_id], self._names[number] = number, spiffe_id
+        self._remembered.add(spiffe_id)
+        self._next = max(self._next, number + 1)
+        return True
+
+    def _give_way(self, spiffe_id: str, number: int) -> None:
+        """Forget what was only remembered and is said otherwise now."""
+        if not number:
+            return
+        for one in {spiffe_id, self._names.get(number, spiffe_id)} & self._remembered:
+            if (one, number) != (spiffe_id, self._numbers[one]):
+                self._remembered.discard(one)
+                del self._names[self._numbers.pop(one)]
 
     def end(self) -> None:
         """The set is there, or given up."""

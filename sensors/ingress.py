@@ -137,7 +137,7 @@ class Joined:
 
 async def _leave(kept: Kept | None) -> None:
     """Whoever keeps it of all interfaces leaves it by himself."""
-    if kept is not None and kept.is_of_interface:
+    if kept is not None and kept.is_of_interface and not kept.idle:
         await in_thread(kept.leave)
 
 
@@ -236,7 +236,7 @@ async def _join(
                 raise
             why = str(error)
         else:
-            if kept is not None:
+            if kept is not None and kept.holds:
                 await in_thread(lambda: kept.drop(place))
             where = f"xdp {hooks.mode(link.generation)}"
             return Ingress(
@@ -251,7 +251,7 @@ async def _join(
         max_entries=max_entries,
     )
     try:
-        if kept is not None and kept.is_of_interface:
+        if kept is not None and kept.is_of_interface and kept.holds:
             await in_thread(lambda: kept.settle(loaded))
         attached = await attach_tc_to(
             loaded.programs[program.tc], link.generation, "ingress", "auto", kept, place

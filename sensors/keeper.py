@@ -57,15 +57,20 @@ class Keeper:
         meaning: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         max_entries: Mapping[str, int] | None = None,
+        beside: Mapping[str, tuple[str, int, int, int]] | None = None,
     ) -> Kept:
         """What `sensor` keeps, or without `on` nothing, and no longer what it kept before.
 
         Raises AttachError and PinError as `Kept.take`.
         """
+        assert self._agent is not None
+        if not on and not self._agent.exists():
+            # Nobody of ours ever kept anything: no need for a thread.
+            return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
         return await in_thread(
             lambda: self.take_now(
                 sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,
-                max_entries=max_entries,
+                max_entries=max_entries, beside=beside,
             ),
             Kept.close,
         )  # fmt: skip
@@ -81,11 +86,12 @@ class Keeper:
         meaning: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         max_entries: Mapping[str, int] | None = None,
+        beside: Mapping[str, tuple[str, int, int, int]] | None = None,
     ) -> Kept:
         """`take` in a thread that may block."""
         assert self._agent is not None
         place = Place(self._agent, sensor, interface)
-        keep = Keep(place, maps, meaning or {}, settings or {}, on, lambda: self._served)
+        keep = Keep(place, maps, meaning or {}, settings or {}, beside or {}, on, lambda: self._served)
         swept, self._swept = self._swept, True
         if not swept:
             self._sweep(place.agent)

@@ -2,8 +2,9 @@
 
 An identity is what `Identities` says of a source address: attribution, which a spoofed address defeats. One set of maps
 serves all interfaces, so one write quarantines an identity on all of them; counts are summed over them. It fails open:
-what it cannot attribute or count passes. Its verdicts end when it is closed. In a chain that link_watch pinned, they
-outlive a killed process until the next agent takes that chain over, or `mapek release`.
+what it cannot attribute or count passes. Its verdicts end when it is closed, unless they are kept (`persist`). In a
+chain that link_watch pinned, they outlive a killed process until the next agent takes that chain over, or
+`mapek release`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import ClassVar, Final, Literal
 import numpy as np
 
 from mapek.bpf import ObjectSpec, object_path
+from mapek.bpf.keep import Kept
 from mapek.bpf.worker import in_thread
 from mapek.config.options import located, plain, take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint, Variant
@@ -33,8 +35,9 @@ from mapek.sensors.ingress import (
     variants_of,
 )
 from mapek.sensors.interfaces import Interfaces
-from mapek.sensors.mesh_filter_store import UNKNOWN, Store
-from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
+from mapek.sensors.keeper import Keeper, keeper
+from mapek.sensors.mesh_filter_store import LONGEST_NAME, UNKNOWN, Store
+from mapek.sensors.mesh_filter_tables import SHARED, TALLIES, Tables, pack
 from mapek.sensors.mesh_filter_undo import Undo
 from mapek.sensors.probe_port import ProbePort
 
@@ -76,6 +79,7 @@ class MeshFilter(Touchpoint):
         rows: identities with a row of their own in a frame.
         max_identities, max_addresses: how many the kernel's maps hold; addresses of each kind (IPv4, IPv6, MAC).
         spare_probes: let link_watch's probes pass whatever the verdict is.
+        persist: let counts, verdicts and programs outlive the agent.
         reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
@@ -114,7 +118,11 @@ class MeshFilter(Touchpoint):
         self._spare_probes = take(options, "spare_probes", bool, True)
         self._port = 0
         reattach = take(options, "reattach", bool, True)
+        self._persist = take(options, "persist", bool, False)
+        self._settings = {"unknown": unknown, "observe": str(self._observe)}
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
+        self._kept: Kept | None = None
         self._program: IngressProgram | None = None
         self._file: IdentityFile | None = None
         self._interfaces = Interfaces("filter on", self._attach, sensor=self.name, reattach=reattach)
@@ -134,15 +142,28 @@ class MeshFilter(Touchpoint):
         spec = await in_thread(lambda: ObjectSpec.read(object_path("mesh_filter")))
         self._program = IngressProgram(spec, SLOT, "mesh_filter", "mesh_filter_tc")
         registry = surroundings.shared(Identities)
-        await self._store.open(spec, self._sizes, registry, surroundings.spawn)
+        self._keeper = keeper(surroundings)
+        kept = self._kept = await self._keeper.take(
+            self.name,
+            spec,
+            SHARED,
+            on=self._persist,
+            settings=self._settings,
+            beside={"names": ("hash", 4, LONGEST_NAME, self._sizes[0] + 1)},
+        )
+        await self._store.open(spec, self._sizes, registry, surroundings.spawn, kept)
         registry.join(self._store, surroundings.clock)
         await self._store.fill(registry)
+        if kept.unchanged:
+            self._observe = self._tables().observing()
         self._tables().observe(self._observe)
         if self._path is not None:
             self._file = IdentityFile(self._path, registry)
             await self._file.open(surroundings.clock, surroundings.spawn)
         # Before the first packet is judged.
         await self._store.settle()
+        if kept.adopted:
+            await self._store.reconcile(registry)
         await self._interfaces.open(surroundings, self._names)
 
     async def _attach(self, link: Entity, former: Ingress | None) -> Ingress:
@@ -154,6 +175,7 @@ class MeshFilter(Touchpoint):
             self._how,
             rodata={"probe_port": self._port, "mac_first": self._prefer == "mac"},
             reuse=self._tables().shared(),
+            kept=self._kept,
         )
 
     async def close(self) -> None:
@@ -165,6 +187,9 @@ class MeshFilter(Touchpoint):
             await self._interfaces.close()
         finally:
             self._store.close()
+            kept, self._kept = self._kept, None
+            if kept is not None and not kept.idle:
+                await in_thread(kept.leave)
             self._around = self._program = None
 
     async def reload(self) -> None:
@@ -179,6 +204,8 @@ class MeshFilter(Touchpoint):
         """Rows: "unknown", the busiest identities by SPIFFE ID, and "other" for the rest."""
         if self._store.tables is None or self._around is None:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         own, counters = self._store.rows()
         registry = self.registry
         names = ["unknown", *(registry.spiffe_id(number) or f"number {number}" for number in own), "other"]
@@ -253,6 +280,12 @@ class MeshFilter(Touchpoint):
     def status(self) -> Status:
         attached, store = self._interfaces.places(), self._store
         degraded = [*self._lesser, *self._interfaces.troubles()]
+        if self._kept is not None and self._kept.trouble:
+            degraded.append(self._kept.trouble)
+        adopted = self._kept is not None and self._kept.adopted
+        if adopted and store.tables is not None and (room := store.tables.room()) != self._sizes:
+            why = f"the kept maps have room for {room[0]} identities and {room[1]} addresses of a kind"
+            degraded.append(f"{why}; mapek release makes room for as many as configured")
         if self._file is not None and self._file.trouble:
             degraded.append(f"the identities are those of the last good file: {self._file.trouble}")
         if store.refused:

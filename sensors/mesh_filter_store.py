@@ -8,20 +8,25 @@ something went. Which identities have a row is remembered here, so that a full m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import islice
 from typing import Final
 
 import numpy as np
 
-from mapek.bpf import ObjectSpec
+from mapek.bpf import Map, ObjectSpec
+from mapek.bpf.keep import Kept
+from mapek.bpf.worker import in_thread
 from mapek.sensors.identities import Identities, Verdict
 from mapek.sensors.identity_claims import Address
 from mapek.sensors.mesh_filter_rows import Rows
-from mapek.sensors.mesh_filter_tables import TALLIES, Tables, pack
+from mapek.sensors.mesh_filter_tables import NUMBER, TALLIES, Tables, pack
 from mapek.sensors.top_rows import Counts
 
 UNKNOWN: Final = 0
+LONGEST_NAME: Final = 2048
+"""Bytes of a SPIFFE ID."""
 AT_ONCE: Final = 32
 """Addresses between two breaths of the event loop: 1 ms if each is a new identity's, 0.1 ms if none is."""
 
@@ -51,6 +56,9 @@ class Store:
         self._ended: dict[int, None] = {}
         """Who has one, and may be registered no more; the first ended first."""
         self._no_row = self._something_went = False
+        self._adopted: dict[int, str] = {}
+        """The names of those whose rows were there before us, until somebody says who they are now."""
+        self._names: Map | None = None
         self._registry: Identities | None = None
         self._spawn: Callable[[Awaitable[None]], None] | None = None
 
@@ -60,20 +68,78 @@ class Store:
         sizes: tuple[int, int],
         registry: Identities,
         spawn: Callable[[Awaitable[None]], None],
+        kept: Kept | None = None,
     ) -> None:
-        """Make maps for so many identities and addresses of a kind, with what was counted and decided before."""
-        tables = self.tables = await Tables.make(spec, *sizes)
+        """Make maps for so many identities and addresses of a kind, with what was counted and decided before; or go on
+        with those that are kept."""
+        tables = self.tables = await Tables.make(spec, *sizes, kept)
         self._registry, self._spawn = registry, spawn
-        tables.set_tallies(self.tallied)
+        self._names = kept.beside.get("names") if kept is not None else None
+        if kept is not None and kept.adopted:
+            self._adopt(tables, registry, verdicts=kept.unchanged)
+        else:
+            tables.set_tallies(self.tallied)
         for place, (number, counts) in enumerate(list(self._carried.items()), 1):
             if not tables.add_row(number, counts):
                 self._rows.drop(number, self._carried.pop(number))
                 continue
             self._numbers.add(number)
-            if number in self.policies:
+            self._write_name(number)
+            if number in self.policies and tables.verdict(number) != self.policies[number]:
                 tables.judge(number, self.policies[number])
             if number != UNKNOWN and not registry.active(number):
                 self._ended[number] = None
+            if place % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def _adopt(self, tables: Tables, registry: Identities, *, verdicts: bool) -> None:
+        """Take over what an agent before us counted and decided. A row whose name is not known goes to the rest.
+
+        `verdicts`: also that of the unknown, which is configured, and is as configured as before.
+        """
+        self.tallied = tables.tallies()
+        numbers, sums = tables.counts()
+        for row, number in enumerate(numbers.tolist()):
+            name = self._name_of(number)
+            if number != UNKNOWN and not (name and registry.remember(name, number)):
+                self._forget(tables, number)
+                continue
+            self._adopted[number] = name
+            self._carried[number] = sums[row].copy()
+            if tables.judged(number) and (number != UNKNOWN or verdicts):
+                self.policies[number] = tables.verdict(number)
+
+    def _forget(self, tables: Tables, number: int) -> None:
+        self._rows.drop(number, tables.count(number))
+        tables.drop_row(number)
+        self._numbers.discard(number)
+        self._carried.pop(number, None)
+        self.policies.pop(number, None)
+
+    def _name_of(self, number: int) -> str:
+        found = self._names.lookup(NUMBER.pack(number)) if self._names is not None else None
+        return (found or b"").rstrip(b"\0").decode("utf-8", "replace")
+
+    def _write_name(self, number: int) -> None:
+        """For the next agent, whose registry may number anew."""
+        name = self._registry.spiffe_id(number) if self._registry is not None else None
+        if self._names is None or name is None or self._name_of(number) == name:
+            return
+        # Where it finds no room, the next agent adds what it counted to the rest.
+        with contextlib.suppress(KeyError):
+            self._names.update(NUMBER.pack(number), name.encode().ljust(LONGEST_NAME, b"\0"))
+
+    async def reconcile(self, registry: Identities) -> None:
+        """Nobody's any more are the addresses that an agent before us knew and the registry does not."""
+        tables = self.tables
+        if tables is None:
+            return
+        known = registry.addresses()
+        strays = await in_thread(lambda: tables.strays(known))
+        now = {(table.name, key) for table, key in map(tables.place, registry.addresses())}
+        for place, (table, key) in enumerate(strays, 1):
+            if (table.name, key) not in now:
+                table.delete(key)
             if place % AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -94,6 +160,8 @@ class Store:
         self.refused.clear()
         self._numbers.clear()
         self._ended.clear()
+        self._adopted.clear()
+        self._names = None
         self._draining = self._no_row = self._something_went = False
         tables, self.tables = self.tables, None
         self._registry = self._spawn = None
@@ -201,10 +269,14 @@ class Store:
 
     def _row(self, tables: Tables, number: int) -> bool:
         """Make the identity countable, if need be in the place of one that is registered no more."""
+        was = self._adopted.pop(number, None)
+        if was and self._registry is not None and was != self._registry.spiffe_id(number):
+            self._forget(tables, number)
         if number in self._numbers:
             return True
         if self._no_row:
             return False
+        self._write_name(number)
         if not tables.add_row(number) and not (self._reclaim(tables) and tables.add_row(number)):
             self._no_row = True
             return False
@@ -221,6 +293,8 @@ class Store:
             if self._registry is None or not self._registry.active(number):
                 self._rows.drop(number, tables.count(number))
                 tables.drop_row(number)
+                if self._names is not None:
+                    self._names.delete(NUMBER.pack(number))
                 self._numbers.discard(number)
                 self._carried.pop(number, None)
                 return True

@@ -7,8 +7,9 @@ microsecond.
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import IPv4Network
 from typing import Final
 
@@ -16,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mapek.bpf import LoadedObject, LpmTrieMap, ObjectSpec, PerCpuArrayMap, PerCpuHashMap, load_async
-from mapek.bpf.maps import BPF_NOEXIST, Map
+from mapek.bpf.keep import Kept
+from mapek.bpf.maps import BPF_NOEXIST, Map, wrap
+from mapek.bpf.worker import in_thread
 from mapek.sensors.identities import ALLOW, Verdict
 from mapek.sensors.identity_claims import Address
 
@@ -50,13 +53,48 @@ class Tables:
         self._macs, self._policies = loaded.maps["macs"], loaded.maps["policies"]
 
     @classmethod
-    async def make(cls, spec: ObjectSpec, identities: int, addresses: int) -> Tables:
-        """New maps for so many identities beside the unknown one, and so many addresses of each kind."""
+    async def make(
+        cls, spec: ObjectSpec, identities: int, addresses: int, kept: Kept | None = None
+    ) -> Tables:
+        """Maps for so many identities beside the unknown one, and so many addresses of each kind: new ones, or those
+        that are kept."""
         rows = identities + 1
         sizes = {"prefixes4": addresses, "prefixes6": addresses, "macs": addresses}
-        return cls(
-            await load_async(spec, programs=(), max_entries={**sizes, "counts": rows, "policies": rows})
+        loaded = await load_async(
+            spec,
+            programs=(),
+            max_entries={**sizes, "counts": rows, "policies": rows},
+            reuse=kept.reuse() if kept is not None else {},
         )
+        try:
+            if kept is not None and kept.holds:
+                await in_thread(lambda: kept.settle(loaded))
+            return cls(loaded)
+        except BaseException:
+            loaded.close()
+            raise
+
+    def strays(self, known: Collection[Address]) -> list[tuple[Map, bytes]]:
+        """Keys that stand for none of `known`, each with its map. Blocks for a microsecond a key: use a thread."""
+        wanted = {(table.name, key) for table, key in map(self.place, known)}
+        found = []
+        for table in (self._prefixes4, self._prefixes6, self._macs):
+            # A map is used by one thread only.
+            with wrap(os.dup(table.fd), table.name) as mine:
+                found += [
+                    (table, key)
+                    for key in mine.keys()  # noqa: SIM118 - a map
+                    if (table.name, key) not in wanted
+                ]
+        return found
+
+    def room(self) -> tuple[int, int]:
+        """For so many identities, and so many addresses of a kind."""
+        return self._counts.max_entries - 1, self._macs.max_entries
+
+    def judged(self, number: int) -> bool:
+        """Has it a verdict?"""
+        return self._policies.lookup(NUMBER.pack(number)) is not None
 
     def shared(self) -> Mapping[str, Map]:
         """What a program is loaded with, for `reuse`."""
@@ -68,7 +106,7 @@ class Tables:
 
     def assign(self, address: Address, number: int | None) -> bool:
         """Let `address` stand for an identity, or (None) for nobody; False when the map is full."""
-        table, key = self._place(address)
+        table, key = self.place(address)
         if number is None:
             table.delete(key)
             return True
@@ -80,7 +118,7 @@ class Tables:
 
     def number(self, address: Address) -> int | None:
         """Whose exactly this prefix or MAC is, as the kernel has it."""
-        table, key = self._place(address)
+        table, key = self.place(address)
         value = table.lookup(key)
         return None if value is None else int(NUMBER.unpack(value)[0])
 
@@ -149,7 +187,8 @@ class Tables:
             rest = bytes(8 * (self._tallies.cpus - 1))
             self._tallies.update(NUMBER.pack(index), struct.pack("=Q", value) + rest)
 
-    def _place(self, address: Address) -> tuple[Map, bytes]:
+    def place(self, address: Address) -> tuple[Map, bytes]:
+        """The map and the key of an address."""
         if isinstance(address, bytes):
             return self._macs, address + bytes(2)
         table = self._prefixes4 if isinstance(address, IPv4Network) else self._prefixes6

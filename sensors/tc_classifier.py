@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Final
 
 import numpy as np
 
 from mapek.bpf import LoadedObject, ObjectSpec, load_async, object_path
+from mapek.bpf.maps import possible_cpus
 from mapek.bpf.tc import Way
 from mapek.bpf.worker import in_thread
 from mapek.config.options import Table, take, take_strings
@@ -23,6 +25,7 @@ from mapek.model import Applied, Entity, Frame, Metric, Schema, Step
 from mapek.sensors.detachments import COUNTED
 from mapek.sensors.ingress import NEEDS
 from mapek.sensors.interfaces import Interfaces
+from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficClass, parse_classes
 from mapek.sensors.tc_classifier_kernel import Counting, count_on, exchange
 from mapek.sensors.tc_classifier_table import DIRECTIONS, SLOT_OTHER, build
@@ -60,6 +63,7 @@ class TcClassifier(Touchpoint):
         classes: table of name -> conditions, see `parse_classes`; the first that matches has the packet.
         variant: "auto", "tcx" or "clsact".
         reattach: put back what somebody takes off an interface behind our back, at most five times in ten minutes.
+        persist: let the counters and the programs outlive the agent, until the classes are changed by "classify".
 
     Needs kernel 5.10, CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON.
     """
@@ -86,7 +90,10 @@ class TcClassifier(Touchpoint):
         self._classes = parse_classes(Table(classes, file, place))
         self.wanted_variant = take(options, "variant", str, "auto", choices=("auto", "tcx", "clsact"))
         reattach = take(options, "reattach", bool, True)
+        self._persist = take(options, "persist", bool, False)
+        self._configured = [one.name for one in self._classes]
         self._around: Surroundings | None = None
+        self._keeper: Keeper | None = None
         self._choice: Choice | None = None
         self._shared: LoadedObject | None = None
         self._interfaces: Interfaces[Counting] = Interfaces(
@@ -105,6 +112,7 @@ class TcClassifier(Touchpoint):
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""
         self._around = surroundings
+        self._keeper = keeper(surroundings)
         self._choice = await in_thread(lambda: choose(self.name, self.variants, self.wanted_variant))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("tc_classifier")))
         # For its table, which all interfaces share.
@@ -163,13 +171,29 @@ class TcClassifier(Touchpoint):
             for name in [name for name in self._slots if name not in names]:
                 self._free.append(self._slots.pop(name))
         self._classes, self._schema = classes, schema_of(classes)
+        if names != self._configured:
+            # The next agent would take one's slot for another's.
+            for one in self._interfaces.attached.values():
+                if one.kept is not None and one.kept.holds:
+                    await in_thread(partial(one.kept.lost, "its classes are not those of the configuration"))
 
     async def _attach(self, link: Entity, former: Counting | None) -> Counting:
         async with self._turn:
             assert self._shared is not None
             assert self._choice is not None
             way: Way = "tcx" if self._choice.variant.name == "tcx" else "clsact"
-            return await count_on(link, self._shared, way, former)
+            assert self._keeper is not None
+            names = [one.name for one in self._classes]
+            kept = await self._keeper.take(
+                self.name,
+                self._shared.spec,
+                ("counters",),
+                on=self._persist and names == self._configured and list(self._slots) == names,
+                interface=link.name,
+                meaning={"classes": " ".join(names)},
+                max_entries={"counters": possible_cpus()},
+            )
+            return await count_on(link, self._shared, way, former, kept)
 
     def schema(self) -> Schema:
         return self._schema
@@ -179,6 +203,8 @@ class TcClassifier(Touchpoint):
         rows = list(self._interfaces.attached.values())
         if self._around is None or not rows:
             return None
+        if self._keeper is not None:
+            self._keeper.serve()
         slots = [self._slots[one.name] for one in self._classes]
         taken = list(self._slots.values())
         counters = np.empty((len(rows), len(self._schema.counters)), np.uint64)
@@ -208,5 +234,7 @@ class TcClassifier(Touchpoint):
     def status(self) -> Status:
         attached = self._interfaces.places()
         degraded = self._choice.degraded() if self._choice is not None else ()
+        kept = [one.kept.trouble for one in self._interfaces.attached.values() if one.kept is not None]
+        lesser = tuple(word for word in kept if word)
         counts = self._interfaces.counts()
-        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles()), counts)
+        return Status(bool(attached), attached, (*degraded, *self._interfaces.troubles(), *lesser), counts)

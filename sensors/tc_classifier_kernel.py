@@ -12,13 +12,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from mapek.bpf import ArrayMap, LoadedObject, Map, attach_tc_async, create_map, load_async
+from mapek.bpf import ArrayMap, LoadedObject, Map, create_map, load_async
+from mapek.bpf.keep import Kept
 from mapek.bpf.maps import BPF_F_MMAPABLE, possible_cpus
 from mapek.bpf.tc import Direction, TcLink, Way
 from mapek.bpf.worker import in_thread
 from mapek.errors import AttachError, ObjectError
 from mapek.model import Entity
-from mapek.sensors.ingress import detach_all
+from mapek.sensors.ingress import attach_tc_to, detach_all
 from mapek.sensors.tc_classifier_table import COUNTERS_BYTES, DIRECTIONS, FIELDS, SLOTS, TABLE, Record
 
 _PROGRAMS: Final[dict[Direction, str]] = {"ingress": "tc_class_in", "egress": "tc_class_out"}
@@ -40,6 +41,7 @@ class Counting:
     counters: Counts
     base: Counts
     links: list[TcLink]
+    kept: Kept | None = None
 
     @property
     def where(self) -> str:
@@ -55,50 +57,73 @@ class Counting:
         return list(self.links)
 
     async def leave(self) -> None:
-        """Take the programs off, the last one first; also again, where it was cancelled or refused."""
-        await detach_all(self.links)
+        """Take the programs off, the last one first, unless they are kept; also again, where it was cancelled or
+        refused."""
+        await detach_all(self.links, keep=self.kept is not None and self.kept.stays)
+        if self.kept is not None and not self.kept.idle:
+            await in_thread(self.kept.leave)
 
     def close(self) -> None:
         self.loaded.close()
 
 
-async def count_on(link: Entity, shared: LoadedObject, way: Way, former: Counting | None) -> Counting:
+async def count_on(
+    link: Entity, shared: LoadedObject, way: Way, former: Counting | None, kept: Kept | None = None
+) -> Counting:
     """Attach to both directions of `link`, with the table of `shared`.
 
     Args:
         former: what counted under this name before; its counters and base go on.
+        kept: what is kept of this interface; left where it cannot be attached to.
 
     Raises:
         AttachError: there is no such interface, or another one has its name by now. And as `load`.
     """
+    try:
+        return await _count_on(link, shared, way, former, kept)
+    except BaseException:
+        if kept is not None and not kept.idle:
+            await in_thread(kept.leave)
+        raise
+
+
+async def _count_on(
+    link: Entity, shared: LoadedObject, way: Way, former: Counting | None, kept: Kept | None
+) -> Counting:
     ethernet = await in_thread(lambda: hardware(link) in _ETHERNET)
     reuse: dict[str, Map | int] = {"table": shared.maps["table"]}
     if former is not None:
         reuse["counters"] = former.loaded.maps["counters"]
+    if kept is not None:
+        reuse |= kept.reuse()
     cpus = possible_cpus()
     loaded = await load_async(
         shared.spec,
         programs=_PROGRAMS.values(),
         rodata={"link_header": 14 if ethernet else 0},
         reuse=reuse,
-        max_entries={} if former is not None else {"counters": cpus},
+        max_entries={} if "counters" in reuse else {"counters": cpus},
     )
     links: list[TcLink] = []
     try:
+        if kept is not None and kept.holds:
+            await in_thread(lambda: kept.settle(loaded))
         counters = loaded.map("counters", ArrayMap)
         if counters.value_size != COUNTERS_BYTES:
             raise ObjectError("read map", "counters", "it has another shape than ours", "rebuild it")
         view = counters.view(np.uint64).reshape(cpus, len(DIRECTIONS), SLOTS, len(FIELDS))
         for direction, program in _PROGRAMS.items():
-            links.append(await attach_tc_async(loaded.programs[program], link.generation, direction, way))
+            links.append(
+                await attach_tc_to(loaded.programs[program], link.generation, direction, way, kept, direction)
+            )
     except BaseException:
         try:
-            await detach_all(links)
+            await detach_all(links, keep=kept is not None and kept.stays)
         finally:
             loaded.close()
         raise
     base = np.zeros(view.shape[1:], np.uint64) if former is None else former.base
-    return Counting(link, loaded, view, base, links)
+    return Counting(link, loaded, view, base, links, kept)
 
 
 def exchange(outer: Map, table: Record) -> None:

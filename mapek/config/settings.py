@@ -20,7 +20,7 @@ DEFAULT_POLICIES = ("link_failover",)
 
 
 PERSISTENT = (
-    "xdp_counter", "batadv", "syscall_latency", "net_events",
+    "xdp_counter", "mesh_filter", "batadv", "tc_classifier", "syscall_latency", "net_events",
 )  # fmt: skip
 """Plugins that have the option `persist`."""
 

@@ -47,14 +47,14 @@ async def fetch(node: Node, path: str) -> str:
 
 
 async def counted(node: Node) -> int:
-    """UDP frames over IPv4 that came on l0."""
+    """UDP frames over IPv4 that came on l0; 0 before it was read for the first time."""
     found = [
         int(value)
         for labels, value in UDP4.findall(await fetch(node, "metrics"))
         if all(word in labels for word in ('"l0"', '"ipv4"', '"udp"', '"no"'))
     ]
-    assert len(found) == 1
-    return found[0]
+    assert len(found) <= 1
+    return sum(found)
 
 
 async def send(lab: Lab) -> None:

@@ -25,6 +25,7 @@ from mapek.clock import RealClock
 from mapek.contracts import Surroundings, Touchpoint
 from mapek.errors import MapekError
 from mapek.knowledge import Knowledge, Topology
+from mapek.model import Step
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,10 +49,11 @@ class Agent:
         line = self.process.stdout.readline()
         return json.loads(line) if line else {}
 
-    def ask(self) -> dict[str, object]:
-        """What it reads: {"rows": {entity: {column: value}}, "degraded": [...], "attached": {...}}."""
+    def ask(self, action: str = "", **fields: object) -> dict[str, object]:
+        """What it reads: {"rows": {entity: {column: value}}, "degraded": [...], "attached": {...}};
+        first it does `action`."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(json.dumps([action, fields]) + "\n")
         self.process.stdin.flush()
         return self.heard()
 
@@ -176,7 +178,10 @@ async def _main() -> None:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
     else:
         print(json.dumps(_answer(sensor)), flush=True)
-        while await asyncio.to_thread(sys.stdin.readline):
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            action, fields = json.loads(line)
+            if action:
+                await sensor.act(Step(name, action, fields))
             print(json.dumps(_answer(sensor)), flush=True)
     await sensor.close()
     clock.close()

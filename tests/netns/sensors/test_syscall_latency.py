@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,14 +395,14 @@ async def test_a_process_that_ends_while_it_is_attached_is_not_watched(monkeypat
     with load() as one, load() as two:
         sensor = SyscallLatency({"processes": [str(one.pid), str(two.pid)], "syscalls": list(NAMES)})
 
-        def slowly(*known: object) -> Running:
+        def slowly(*known: Any, **more: Any) -> Running:
             one.process.kill()
             one.process.wait()
             deadline = time.monotonic() + machine.patience(10)
             while one.pid in sensor._pidfds:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
-            return start(*known)
+            return start(*known, **more)
 
         monkeypatch.setattr(syscall_latency, "start", slowly)
         try:
