@@ -37,6 +37,11 @@ def _needs(item: pytest.Item) -> tuple[str, ...]:
     return implied + named
 
 
+def _table(item: pytest.Item) -> str:
+    """What the rows of a parametrized test have in common; one marked `each_row` keeps them all."""
+    return item.nodeid if item.get_closest_marker("each_row") else item.nodeid.partition("[")[0]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Remember the machine as it was."""
     # A shell's background job ignores SIGINT, and children would inherit that: half of what ends them would not.
@@ -54,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _needs(item)
     if keep := thin.rows():
-        items[:], left = thin.thinned(items, lambda item: item.nodeid.partition("[")[0], keep)
+        items[:], left = thin.thinned(items, _table, keep)
         config.hook.pytest_deselected(items=left)
 
 

@@ -128,6 +128,7 @@ def below(row):
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.each_row
 async def test_the_sensor_says_what_batctl_says(line: Line):
     node, sensor = Node(Topology("b")), BatmanAdv({})
     try:
@@ -184,6 +185,7 @@ async def test_the_sensor_says_what_batctl_says(line: Line):
 
 @pytest.mark.timeout(400)
 @pytest.mark.needs("netem")
+@pytest.mark.each_row
 async def test_loss_is_what_the_sender_sent_and_did_not_come(line: Line):
     """The oracle hears what leaves a; the bridge behind it drops, and tells nobody."""
     subprocess.run(["modprobe", "sch_netem"], check=True)

@@ -440,6 +440,7 @@ async def test_the_file_is_followed(far, tmp_path):
         await node.close(touchpoint)
 
 
+@pytest.mark.host
 async def test_many_addresses_do_not_hold_the_loop(far):
     node = node_of_its_own()
     touchpoint = MeshFilter({"interfaces": ["l0"]})
@@ -464,6 +465,7 @@ async def test_many_addresses_do_not_hold_the_loop(far):
         await node.close(touchpoint)
 
 
+@pytest.mark.host
 async def test_refuses_what_it_does_not_know(far):
     node = node_of_its_own()
     touchpoint = MeshFilter({"interfaces": ["l0"]})

@@ -219,6 +219,7 @@ async def test_a_class_keeps_its_counts_while_others_change(quiet: Space):
         await node.close(sensor)
 
 
+@pytest.mark.host
 async def test_more_changes_than_there_are_slots(quiet: Space):
     """All 64 classes replaced by others again and again: each begins at zero, and the sum stays."""
     node = Node(topology())
@@ -389,6 +390,7 @@ async def test_what_it_does_not_drop_goes_on_to_other_programs(quiet: Space, var
         await node.close(first, second)
 
 
+@pytest.mark.host
 async def test_a_name_that_moved_on_is_not_asked_for_its_type(quiet: Space):
     """The kernel tells the type by name, and that may be another interface's by then."""
     assert hardware(Entity("link", "near", socket.if_nametoindex("near"))) == 1
@@ -398,6 +400,7 @@ async def test_a_name_that_moved_on_is_not_asked_for_its_type(quiet: Space):
         hardware(Entity("link", "nobody", 9999))
 
 
+@pytest.mark.host
 async def test_the_type_is_asked_for_beside_the_loop(quiet: Space, monkeypatch):
     node, sensor, asked = Node(topology()), TcClassifier({"interfaces": ["near"]}), []
 
@@ -415,6 +418,7 @@ async def test_the_type_is_asked_for_beside_the_loop(quiet: Space, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.host
 async def test_leaving_is_repeatable_where_it_was_cut(quiet: Space, variant: str, monkeypatch):
     """The last one first, and what is not undone is not forgotten."""
     node = Node(topology())
@@ -449,6 +453,7 @@ def test_the_variant_that_doctor_asks_for():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.host
 async def test_keeps_the_contract(quiet: Space, variant: str):
     step = Step("tc_classifier", "classify", {"all": "protocol=udp"})
     options = {"interfaces": ["near"], "classes": CLASSES, "variant": variant}
@@ -465,6 +470,7 @@ async def test_keeps_the_contract(quiet: Space, variant: str):
         ({"variant": "xdp"}, "variant"),
     ],
 )
+@pytest.mark.host
 def test_wrong_options(options: dict[str, object], words: str):
     with pytest.raises(ConfigError) as raised:
         TcClassifier(options)
