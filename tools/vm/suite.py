@@ -1,7 +1,8 @@
 """The tests marked `kernel`, on every kernel of the catalogue, and a table of how they ended.
 
-All tests of a kernel run in one pytest process, because starting one costs a guest ten seconds. One guest at
-a time has both CPUs of a small machine, which is kinder to tests that wait for the kernel than two with one each.
+All tests of a kernel run in one pytest process, because starting one costs a guest half a minute of processor.
+A guest has two CPUs, so that per-CPU counters and races are real, and keeps little more than one of the machine's
+busy: as many guests run at once as there are CPUs here.
 """
 
 from __future__ import annotations
