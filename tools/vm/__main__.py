@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     suite.add_argument("--reports", type=Path, default=Path("build/kernels"))
     suite.add_argument("--select", default="", help="a pytest -k expression, to run fewer")
     for parsers in (one, suite):
-        parsers.add_argument("--cpus", type=int, default=0, help="of each guest (default: 2, or what is here)")
+        parsers.add_argument(
+            "--cpus", type=int, default=0, help="of each guest (default: 2, or what is here)"
+        )
         parsers.add_argument("--memory", type=int, default=2048, metavar="MIB")
         parsers.add_argument("--timeout", type=float, default=1200, metavar="S")
     options = parser.parse_args(argv)
