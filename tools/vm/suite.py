@@ -143,6 +143,7 @@ def _one(plan: Plan, files: list[str], ends: float, entry: Entry, kernel: store.
             "MAPEK_PROMISED": ",".join(entry.promises),
             "MAPEK_TIME_SCALE": str(SLOWNESS),
             "MAPEK_ROWS": str(ROWS),
+            "MAPEK_LEAKS": "end",
         },
     )  # fmt: skip
     results = "/run/vm/results"
