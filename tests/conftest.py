@@ -3,7 +3,8 @@
 A test that skips where the machine has what it needs fails (see tests/support/machine.py), and a run that
 leaves a namespace, a BPF program, a pin or a process behind fails as a whole and names the test after
 which it first showed. MAPEK_REQUIRE_ALL=1 makes every avoidable skip a failure; MAPEK_LEAKS=report only
-reports left-overs, for machines where other work with BPF goes on at the same time.
+reports left-overs, for machines where other work with BPF goes on at the same time; MAPEK_LEAKS=end looks for
+them at the end only, where a look at all processes after each test costs too much.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ def _needs(item: pytest.Item) -> tuple[str, ...]:
     return implied + named
 
 
+def _table(item: pytest.Item) -> str:
+    """What the rows of a parametrized test have in common; one marked `each_row` keeps them all."""
+    return item.nodeid if item.get_closest_marker("each_row") else item.nodeid.partition("[")[0]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Remember the machine as it was."""
     # A shell's background job ignores SIGINT, and children would inherit that: half of what ends them would not.
@@ -54,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _needs(item)
     if keep := thin.rows():
-        items[:], left = thin.thinned(items, lambda item: item.nodeid.partition("[")[0], keep)
+        items[:], left = thin.thinned(items, _table, keep)
         config.hook.pytest_deselected(items=left)
 
 
@@ -89,7 +95,7 @@ def pytest_runtest_makereport(
 def _attribute_leftovers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Note after which privileged test a left-over first showed; the run's end decides if it stayed."""
     yield
-    if request.node.get_closest_marker("netns") is None:
+    if request.node.get_closest_marker("netns") is None or os.environ.get("MAPEK_LEAKS") == "end":
         return
     stash = request.config.stash
     for thing in stash[_before].new():

@@ -135,6 +135,15 @@ def _module(name: str) -> Callable[[], bool]:
     return probe
 
 
+def _batman_v() -> bool:
+    # The module alone knows what it was built with, and names its functions once it is loaded.
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    modprobe = shutil.which("modprobe", path=path)
+    if modprobe is None or subprocess.run([modprobe, "-q", "batman-adv"], check=False).returncode:
+        return False
+    return any(" batadv_v_elp_iface_enable" in line for line in open("/proc/kallsyms", encoding="ascii"))
+
+
 FEATURES: dict[str, Feature] = {
     "root": Feature(lambda: os.geteuid() == 0, "not root; run it as root"),
     "bpf": Feature(
@@ -155,7 +164,7 @@ FEATURES: dict[str, Feature] = {
     "graphviz": Feature(
         lambda: shutil.which("dot") is not None, "no dot to draw with; apt-get install graphviz", strict=False
     ),
-    "live_rename": Feature(_since(6, 2), "an interface that is up can be renamed since Linux 6.2"),
+    "live_rename": Feature(_since(6, 2), "an interface that is up can be renamed since Linux 6.2", (6, 2)),
     "tcx": Feature(_tcx, "tcx needs Linux 6.6", (6, 6)),
     "cc": Feature(
         lambda: any(map(shutil.which, ("cc", "gcc", "clang"))),
@@ -181,6 +190,7 @@ FEATURES: dict[str, Feature] = {
     ),
     "kprobes": Feature(_kprobes, "the kernel has no kprobes (CONFIG_KPROBES)", strict=False),
     "batman_adv": Feature(_module("batman_adv"), "the kernel has no batman-adv", strict=False),
+    "batman_v": Feature(_batman_v, "the kernel's batman-adv is built without B.A.T.M.A.N. V", strict=False),
     "batctl": Feature(
         lambda: shutil.which("batctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is not None,
         "batctl is missing; apt-get install batctl",

@@ -123,6 +123,8 @@ def test_row(row):
 def test_a_run_may_be_thinned(tmp_path: Path) -> None:
     assert "9 passed" in _pytest(tmp_path, TABLE).stdout
     assert "2 passed, 7 deselected" in _pytest(tmp_path, TABLE, MAPEK_ROWS="2").stdout
+    whole = TABLE.replace("def test_row", "@pytest.mark.each_row\ndef test_row")
+    assert "9 passed" in _pytest(tmp_path, whole, MAPEK_ROWS="2").stdout
 
 
 def _leave(tmp_path: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -132,7 +134,9 @@ def _leave(tmp_path: Path, command: str, **environment: str) -> subprocess.Compl
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("environment", "code"), [({}, 1), ({"MAPEK_LEAKS": "report"}, 0)])
+@pytest.mark.parametrize(
+    ("environment", "code"), [({}, 1), ({"MAPEK_LEAKS": "end"}, 1), ({"MAPEK_LEAKS": "report"}, 0)]
+)
 def test_a_left_process_fails_the_run(tmp_path: Path, environment: dict[str, str], code: int) -> None:
     done = _leave(tmp_path, "sleep 50", **environment)
     assert done.returncode == code, done.stdout

@@ -28,13 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     suite = commands.add_parser("test", help="run the tests marked `kernel` on each kernel")
     suite.add_argument("kernels", nargs="*", metavar="KERNEL")
-    suite.add_argument("--jobs", type=int, default=0, help="guests at once (default: one per two CPUs here)")
+    suite.add_argument("--jobs", type=int, default=0, help="guests at once (default: one per CPU here)")
     suite.add_argument("--reports", type=Path, default=Path("build/kernels"))
     suite.add_argument("--select", default="", help="a pytest -k expression, to run fewer")
     for parsers in (one, suite):
-        parsers.add_argument("--cpus", type=int, default=0, help="of each guest (default: an equal share)")
+        parsers.add_argument(
+            "--cpus", type=int, default=0, help="of each guest (default: 2, or what is here)"
+        )
         parsers.add_argument("--memory", type=int, default=2048, metavar="MIB")
-        parsers.add_argument("--timeout", type=float, default=900, metavar="S")
+        parsers.add_argument("--timeout", type=float, default=1200, metavar="S")
     options = parser.parse_args(argv)
     # So that the guests end by the same road as with Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -51,14 +53,14 @@ def main(argv: list[str] | None = None) -> int:
             guest = boot.Guest(
                 store.kernel(entry),
                 entry.hides_btf,
-                options.cpus or min(here, 4),
+                options.cpus or min(here, 2),
                 options.memory,
                 options.timeout,
             )
             return _run(guest, options.words)
-        jobs = options.jobs or max(here // 2, 1)
+        jobs = options.jobs or here
         plan = Plan(
-            tuple(chosen), options.reports, jobs, options.cpus or max(here // jobs, 1),
+            tuple(chosen), options.reports, jobs, options.cpus or min(here, 2),
             options.memory, options.timeout, options.select,
         )  # fmt: skip
         return test(plan)

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from tools.vm.problem import Problem
 
-_EVERY_DEBIAN = ("btf", "kprobes", "batman_adv", "netem", "bpffs", "tracefs", "cgroup2", "psi", "tun")
+_EVERY_DEBIAN = (
+    "btf",
+    "kprobes",
+    "batman_adv",
+    "netem",
+    "bpffs",
+    "tracefs",
+    "cgroup2",
+    "psi",
+    "tun",
+    "batman_v",
+)
 
 
 @dataclass(frozen=True)
@@ -21,20 +32,23 @@ class Entry:
         name: what the command line and the reports call it.
         suites: releases to take its newest kernel from; the first that the archive offers.
         hides_btf: whether the guest covers /sys/kernel/btf.
+        lacks: what this one, of all Debian kernels, was built without.
     """
 
     name: str
     suites: tuple[str, ...]
     hides_btf: bool = False
+    lacks: tuple[str, ...] = ()
 
     @property
     def promises(self) -> tuple[str, ...]:
         """Names of tests/support/machine.py that are certainly there."""
-        return tuple(f for f in _EVERY_DEBIAN if not (self.hides_btf and f == "btf"))
+        without = {*self.lacks, *(("btf",) if self.hides_btf else ())}
+        return tuple(feature for feature in _EVERY_DEBIAN if feature not in without)
 
 
 CATALOGUE = (
-    Entry("5.10", ("bullseye",)),
+    Entry("5.10", ("bullseye",), lacks=("batman_v",)),
     Entry("6.1", ("bookworm",)),
     Entry("6.12", ("trixie",)),
     Entry("newest", ("sid", "trixie-backports")),

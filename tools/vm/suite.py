@@ -1,7 +1,8 @@
 """The tests marked `kernel`, on every kernel of the catalogue, and a table of how they ended.
 
-All tests of a kernel run in one pytest process, because starting one costs a guest ten seconds. One guest at
-a time has both CPUs of a small machine, which is kinder to tests that wait for the kernel than two with one each.
+All tests of a kernel run in one pytest process, because starting one costs a guest half a minute of processor.
+A guest has two CPUs, so that per-CPU counters and races are real, and keeps little more than one of the machine's
+busy: as many guests run at once as there are CPUs here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ PATHS = ("tests/netns",)
 SLOWNESS = 20  # of a guest under emulation; deadlines of tests are stretched by it
 ROWS = 1  # kept of each table of tests: see tests/support/thin.py
 _TEST_TIMEOUT_S = 240
-_SELECT = ["-m", "kernel and not host", "--import-mode=importlib", "-p", "no:cacheprovider"]
+# Coverage is the host's business; hypothesis' plugin only reports.
+_WITHOUT = [
+    part for name in ("cacheprovider", "pytest_cov", "hypothesispytest") for part in ("-p", f"no:{name}")
+]
+_SELECT = ["-m", "kernel and not host", "--import-mode=importlib", *_WITHOUT]
+_NO_BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+_SOURCES = ("mapek", "bpf", "sensors", "policies", "simulations", "tests")
 _SHARE = re.compile(rb"\[ *(\d+)%\]\n")
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,13 +114,19 @@ def _pytest(plan: Plan, paths: Iterable[str] = PATHS) -> list[str]:
 
 
 def _collect(plan: Plan) -> dict[str, int]:
-    """How many tests each file has; the guests import only these, from the byte code that this leaves behind."""
+    """How many tests each file has; the guests import only these, from the byte code that this leaves behind.
+
+    Without it each guest compiles mapek anew in every process, and rewrites the tests and all of hypothesis.
+    """
+    writing = {name: value for name, value in os.environ.items() if name not in _NO_BYTECODE}
     done = subprocess.run(
         [*_pytest(plan), "--collect-only", "-qq"], check=False, capture_output=True, text=True, cwd=_ROOT,
-        env=os.environ | {"MAPEK_ROWS": str(ROWS)},
+        env=writing | {"MAPEK_ROWS": str(ROWS), "MAPEK_LEAKS": "report"},
     )  # fmt: skip
     if done.returncode:
         raise Problem(f"collecting the tests marked `kernel`: {done.stdout.strip()[-2000:]}")
+    # What only a child of a test imports; named one by one, since compileall follows no links.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *_SOURCES], check=False, cwd=_ROOT, env=writing)
     # "PATH: COUNT" for each file
     counted = (line.rsplit(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     return {path: int(count) for path, count in counted}
@@ -130,6 +143,7 @@ def _one(plan: Plan, files: list[str], ends: float, entry: Entry, kernel: store.
             "MAPEK_PROMISED": ",".join(entry.promises),
             "MAPEK_TIME_SCALE": str(SLOWNESS),
             "MAPEK_ROWS": str(ROWS),
+            "MAPEK_LEAKS": "end",
         },
     )  # fmt: skip
     results = "/run/vm/results"

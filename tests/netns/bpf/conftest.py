@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mapek.bpf import LoadedObject, ObjectSpec, load, object_path
-from tests.netns.bpf.wires import Wire, run
+from tests.netns.bpf.wires import Wire
+from tests.support import veth
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
@@ -33,12 +34,10 @@ def wire() -> Iterator[Wire]:
     try:
         with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as file:
             file.write("1")
-        run("ip link add near type veth peer name far")
-        run("ip link set near up")
-        run("ip link set far up")
+        veth.pair("near", "far")
         yield Wire(socket.if_nametoindex("near"), socket.if_nametoindex("far"))
         if "near" in (name for _, name in socket.if_nameindex()):
-            run("ip link del near")
+            veth.delete("near")
     finally:
         assert _libc.setns(home, _CLONE_NEWNET) == 0
         os.close(home)

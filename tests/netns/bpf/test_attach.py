@@ -128,6 +128,7 @@ def test_a_foreign_program_is_named_and_left_alone(wire: Wire, empty: LoadedObje
 
 
 @pytest.mark.parametrize("ifindex", [0, 999_999, 2**31 - 1])
+@pytest.mark.host
 def test_no_such_interface(wire: Wire, empty: LoadedObject, empty_tc: LoadedObject, ifindex: int):
     for attempt in (
         lambda: attach_xdp(empty.programs["empty"], ifindex),
@@ -139,6 +140,7 @@ def test_no_such_interface(wire: Wire, empty: LoadedObject, empty_tc: LoadedObje
             attempt()
 
 
+@pytest.mark.host
 def test_programs_of_the_wrong_type(wire: Wire, empty: LoadedObject, empty_tc: LoadedObject):
     with pytest.raises(AttachError, match="of type sched_cls; give an xdp program"):
         attach_xdp(empty_tc.programs["empty_tc"], wire.near)
@@ -224,6 +226,7 @@ def test_a_pinned_link_survives_its_process(wire: Wire, pin: str, counter: Loade
     assert not os.path.exists(pin)
 
 
+@pytest.mark.host
 def test_pins_need_a_bpffs(wire: Wire, empty: LoadedObject, tmp_path: Path):
     with (
         attach_xdp(empty.programs["empty"], wire.near) as link,
@@ -233,6 +236,7 @@ def test_pins_need_a_bpffs(wire: Wire, empty: LoadedObject, tmp_path: Path):
 
 
 @pytest.mark.needs("bpffs")
+@pytest.mark.host
 def test_what_is_pinned_is_checked(pin: str, empty: LoadedObject):
     empty.programs["empty"].pin(pin)
     with pytest.raises(AttachError, match="it is a prog"):
@@ -312,6 +316,7 @@ async def test_async_attachments_keep_the_namespace_and_free_the_loop(
     ticking.cancel()
 
 
+@pytest.mark.host
 async def test_a_cancelled_attach_leaves_nothing(wire: Wire, empty: LoadedObject):
     attaching = asyncio.create_task(attach_xdp_async(empty.programs["empty"], wire.near))
     await asyncio.sleep(0)
@@ -436,6 +441,7 @@ def without_privilege(call: Callable[[], None]) -> BaseException | None:
     return raised[0] if raised else None
 
 
+@pytest.mark.host
 def test_a_clsact_detach_that_failed_can_be_repeated(wire: Wire, empty_tc: LoadedObject):
     link = attach_tc(empty_tc.programs["empty_tc"], wire.near, "ingress", "clsact")
     assert isinstance(without_privilege(link.detach), PrivilegeError)
@@ -450,6 +456,7 @@ def test_a_clsact_attach_that_fails_leaves_no_qdisc(wire: Wire, empty: LoadedObj
     assert "clsact" not in run("tc qdisc show dev near")
 
 
+@pytest.mark.host
 def test_more_filters_than_handles(wire: Wire, empty_tc: LoadedObject):
     program = empty_tc.programs["empty_tc"]
     first = attach_tc(program, wire.near, "ingress", "clsact")

@@ -156,6 +156,7 @@ async def full(ifindex: int) -> AsyncIterator[Members]:
             members.close()
 
 
+@pytest.mark.host
 def test_the_programs_are_those_of_the_repository():
     assert {"mesh_filter", "xdp_counter", "batadv", "link_watch"} <= set(MEMBERS)
 

@@ -136,6 +136,7 @@ async def test_the_order_is_fixed_and_a_drop_ends_it(wire: Wire, tmp_path: Path)
             loaded.close()
 
 
+@pytest.mark.host
 async def test_what_does_not_belong_is_refused(wire: Wire, empty: LoadedObject):
     async with Dispatcher.attach(wire.near) as chain:
         with pytest.raises(ObjectError, match="does not use this dispatcher's chain"):
@@ -238,6 +239,7 @@ async def test_the_chain_outlives_a_killed_agent(wire: Wire, pins: Path):
 
 
 @pytest.mark.needs("bpffs")
+@pytest.mark.host
 async def test_pins_of_another_interface_or_mode(wire: Wire, pins: Path):
     chain = await Dispatcher.attach(wire.near, pin_dir=pins)
     await chain.release(keep=True)
@@ -257,6 +259,7 @@ async def test_pins_of_another_interface_or_mode(wire: Wire, pins: Path):
 
 
 @pytest.mark.needs("bpffs")
+@pytest.mark.host
 async def test_a_lost_chain_pin_is_made_anew(wire: Wire, pins: Path):
     chain = await Dispatcher.attach(wire.near, pin_dir=pins)
     await chain.release(keep=True)
@@ -272,6 +275,7 @@ async def test_a_lost_chain_pin_is_made_anew(wire: Wire, pins: Path):
         member.close()
 
 
+@pytest.mark.host
 async def test_pins_need_a_bpffs_and_nothing_stays(wire: Wire, tmp_path: Path):
     with pytest.raises(AttachError, match="not on a bpffs"):
         await Dispatcher.attach(wire.near, pin_dir=tmp_path / "pins")
@@ -279,6 +283,7 @@ async def test_pins_need_a_bpffs_and_nothing_stays(wire: Wire, tmp_path: Path):
 
 
 @pytest.mark.needs("bpffs")
+@pytest.mark.host
 async def test_a_cancelled_open_leaves_nothing(wire: Wire, pins: Path):
     opening = asyncio.ensure_future(Dispatcher.attach(wire.near, pin_dir=pins).open())
     await asyncio.sleep(0)

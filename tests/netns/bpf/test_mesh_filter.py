@@ -146,6 +146,7 @@ def test_whose_it_is(mesh: Filter, program: str, data: bytes, identity: int):
     assert mesh.run(program, data) == (True, {identity: [1, len(data), 0, 0]}, [0, 0, 0, 0])
 
 
+@pytest.mark.host
 def test_cut_before_the_end_of_the_address(mesh: Filter):
     """By XDP only: new kernels make no skb of such a frame for a test run."""
     data = ether(0x0800, ip("10.1.2.3")[:19], MAC_B)
@@ -190,11 +191,13 @@ NOT_QUITE = [
 
 @both
 @pytest.mark.parametrize(("data", "identity"), [r[1:] for r in NOT_QUITE], ids=[r[0] for r in NOT_QUITE])
+@pytest.mark.host
 def test_what_only_looks_like_it_is_dropped(mesh: Filter, program: str, data: bytes, identity: int):
     mesh.judge(identity, DENY)
     assert mesh.run(program, data) == (False, {identity: [1, len(data), 1, 0]}, [0, 0, 0, 0])
 
 
+@pytest.mark.host
 def test_without_a_probe_port_probes_are_dropped(spec: ObjectSpec):
     with load(spec, rodata={"probe_port": 0}) as loaded:
         mesh = Filter(loaded)
@@ -205,6 +208,7 @@ def test_without_a_probe_port_probes_are_dropped(spec: ObjectSpec):
 
 @both
 @pytest.mark.parametrize("kind", [0x00, 0x03, 0x04, 0x43, 0x44])
+@pytest.mark.host
 def test_the_meshs_own_frames_pass_and_are_nobodys(mesh: Filter, program: str, kind: int):
     for identity in IDENTITIES:
         mesh.judge(identity, DENY)
@@ -225,6 +229,7 @@ UNCLEAR = [
 
 @both
 @pytest.mark.parametrize("data", [row[1] for row in UNCLEAR], ids=[row[0] for row in UNCLEAR])
+@pytest.mark.host
 def test_what_cannot_be_attributed_passes_though_all_is_denied(mesh: Filter, program: str, data: bytes):
     for identity in IDENTITIES:
         mesh.judge(identity, DENY)
@@ -232,6 +237,7 @@ def test_what_cannot_be_attributed_passes_though_all_is_denied(mesh: Filter, pro
 
 
 @both
+@pytest.mark.host
 def test_no_row_no_drop(mesh: Filter, program: str):
     mesh.judge(3, DENY)
     mesh.counts.delete(number(3))

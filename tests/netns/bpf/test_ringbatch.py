@@ -77,6 +77,7 @@ def test_what_finds_no_room_is_missing_and_nothing_else(direct):
 
 
 @pytest.mark.parametrize("direct", WAYS)
+@pytest.mark.host
 def test_discarded_and_foreign_records_are_passed_over(direct):
     with (
         Flood(discard_every=7, longer_every=5) as flood,
@@ -92,6 +93,7 @@ def test_discarded_and_foreign_records_are_passed_over(direct):
         assert len(batches.take()) == 0
 
 
+@pytest.mark.host
 def test_a_batch_is_bounded():
     with Flood() as flood, RingBatches(flood.ring, RECORD, most=100) as batches:
         flood.run(250)
@@ -147,6 +149,7 @@ async def test_what_comes_while_others_are_taken_needs_no_tick(monkeypatch, reco
         assert sum(sizes) == kept
 
 
+@pytest.mark.host
 async def test_with_a_tick_a_wake_up_brings_one_batch():
     """However much comes meanwhile: a program that decides about wake-ups gets its large batches."""
     sizes: list[int] = []
@@ -175,6 +178,7 @@ async def test_a_tick_brings_what_nobody_was_woken_for():
         await until(lambda: sum(batches) == 15)
 
 
+@pytest.mark.host
 async def test_more_than_a_batch_is_delivered_in_turns_and_a_bad_callback_is_told():
     told: list[object] = []
     sizes: list[int] = []
@@ -194,6 +198,7 @@ async def test_more_than_a_batch_is_delivered_in_turns_and_a_bad_callback_is_tol
         assert [str(error) for error in told] == ["mine"]
 
 
+@pytest.mark.host
 def test_only_a_ring_is_read_and_closing_twice_is_fine():
     with create_map("array", 4, 8, 1) as other, pytest.raises(ObjectError, match="map of type array"):
         RingBatches(other, RECORD)

@@ -197,11 +197,13 @@ def test_a_merged_packet_counts_as_its_segments(bench: Bench, frame: bytes, head
     assert bench.run(frame, "out", gso_segs=2, gso_size=size)[1] == (2, len(frame) + headers, 0)
 
 
+@pytest.mark.host
 def test_without_a_table_all_is_other(bench: Bench):
     bench.names = {SLOT_OTHER: "other"}
     assert bench.run(eth(0x0800, ipv4(6, l4(1, 22))))[::2] == ("other", UNSPEC)
 
 
+@pytest.mark.host
 def test_64_classes_and_each_has_its_bit(bench: Bench):
     bench.use(**{f"c{port}": f"destination_port={port}" for port in range(1000, 1064)})
     for port in (1000, 1001, 1031, 1032, 1062, 1063):

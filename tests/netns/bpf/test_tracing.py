@@ -198,6 +198,7 @@ def in_mounted(where: Path) -> None:
 @pytest.mark.needs("kprobes")
 @pytest.mark.kernel
 @pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.each_row
 async def test_kprobes(stats: None, returns: bool) -> None:
     with nothing(KPROBE) as program:
         check_life(program, lambda: attach_kprobe(program, GETPPID, returns))

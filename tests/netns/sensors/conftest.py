@@ -11,7 +11,8 @@ import pytest
 from mapek.bpf import ObjectSpec, load, object_path
 from tests.netns.sensors.keeping import remove_pins
 from tests.netns.sensors.programs import PAIRS, Bench
-from tests.netns.sensors.wires import Space, Wire, run
+from tests.netns.sensors.wires import Space, Wire
+from tests.support import veth
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -61,8 +62,6 @@ def quiet(wire: Wire) -> Iterator[Wire]:
 
 @pytest.fixture
 def wire(space: Space) -> Iterator[Wire]:
-    run("ip link add near type veth peer name far")
-    run("ip link set near up")
-    run("ip link set far up")
+    veth.pair("near", "far")
     yield Wire(socket.if_nametoindex("near"), socket.if_nametoindex("far"))
-    run("ip link del near")
+    veth.delete("near")

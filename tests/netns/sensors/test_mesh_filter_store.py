@@ -85,6 +85,7 @@ async def test_a_full_map_is_not_read_and_not_tried_again_and_again(crowd: Crowd
     assert crowd.filtered() == set(range(ROOM))
 
 
+@pytest.mark.host
 async def test_room_for_one_is_given_with_breaths(crowd: Crowd):
     crowd.asked.update(dict.fromkeys(crowd.asked, 0))
     crowd.registry.remove(entry(5).spiffe_id)
@@ -98,6 +99,7 @@ async def test_room_for_one_is_given_with_breaths(crowd: Crowd):
     assert crowd.store.addresses_refused == MORE, "each is counted once"
 
 
+@pytest.mark.host
 async def test_who_ends_without_an_address_of_its_own_leaves_room_too(crowd: Crowd):
     """Its address is another's now, so nothing is told of that; its row is free all the same."""
     two = Entry(entry(6).spiffe_id, (*entry(6).prefixes, *entry(5).prefixes))
@@ -116,6 +118,7 @@ async def test_all_are_replaced_in_full_maps(crowd: Crowd):
     assert crowd.store.refused == {}
 
 
+@pytest.mark.host
 async def test_an_opening_that_is_cancelled_forgets_no_counts(crowd: Crowd):
     tables = crowd.store.tables
     assert tables is not None

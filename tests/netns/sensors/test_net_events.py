@@ -315,6 +315,7 @@ def test_without_btf(tmp_path: Path):
 
 
 @with_btf
+@pytest.mark.host
 async def test_keeps_the_contract(home: Space):
     await check_touchpoint(lambda: NetEvents({"packets": True}))
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+from tests.support import veth
 from tests.support.machine import bpf_call, has
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,7 +68,7 @@ class Space:
             for key in _QUIET:
                 with open(f"/proc/sys/net/{key}", "w", encoding="ascii") as file:
                     file.write("0")
-            run("ip link set lo up")
+            veth.up("lo")
             return made
         finally:
             assert _libc.setns(home, _CLONE_NEWNET) == 0
