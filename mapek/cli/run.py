@@ -55,7 +55,7 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
     from contextlib import AsyncExitStack
 
     from mapek.assembly import build
-    from mapek.cli import realtime, say
+    from mapek.cli import memory, realtime, say
     from mapek.cli.output import Lines
     from mapek.cli.printing import Published, Records, human_line, json_line
     from mapek.model import Suspicion
@@ -86,6 +86,7 @@ async def _work(config: Config, log: Log, as_json: bool, wait: bool) -> int:
             for record in records.of(published):
                 put(record)
 
+        memory.hold_little()
         level = realtime.enable(config.loop.realtime)
         tap = None
         if config.record is not None:
