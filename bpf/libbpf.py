@@ -75,6 +75,26 @@ _prints = _Prints()
 _MAX_LINES: Final = 256
 
 
+def _print_hook() -> Callable[..., int]:
+    libc = ctypes.CDLL(None)
+    libc.vsnprintf.restype = c_int
+    libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
+
+    # A va_list is handed on as the pointer or pointer-sized value that it is in every 64-bit and ARM ABI.
+    def keep(level: int, form: int, arguments: int) -> int:
+        if level <= 1 and len(_prints.lines) < _MAX_LINES:
+            buffer = ctypes.create_string_buffer(1024)
+            libc.vsnprintf(buffer, len(buffer), form, arguments)
+            _prints.lines.append(buffer.value.decode("utf-8", "replace").rstrip())
+        return 0
+
+    return PRINT_FN(keep)
+
+
+# Made once, at import: of two that threads made at the same time, libbpf might be left with the one that is freed.
+_PRINT_HOOK: Final = _print_hook()
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The library with all signatures declared, loaded once. Raises FeatureError when it is missing or not
@@ -91,25 +111,8 @@ def library() -> ctypes.CDLL:
             why = f"it has no {name}"
             raise FeatureError("open", "libbpf.so.1", why, "install libbpf1 1.0 or newer") from error
         function.restype, function.argtypes = result, arguments
-    lib.libbpf_set_print(_print_hook())
+    lib.libbpf_set_print(_PRINT_HOOK)
     return lib
-
-
-@functools.cache
-def _print_hook() -> Callable[..., int]:
-    libc = ctypes.CDLL(None)
-    libc.vsnprintf.restype = c_int
-    libc.vsnprintf.argtypes = (c_void_p, c_size_t, c_void_p, c_void_p)
-
-    # A va_list is handed on as the pointer or pointer-sized value that it is in every 64-bit and ARM ABI.
-    def keep(level: int, form: int, arguments: int) -> int:
-        if level <= 1 and len(_prints.lines) < _MAX_LINES:
-            buffer = ctypes.create_string_buffer(1024)
-            libc.vsnprintf(buffer, len(buffer), form, arguments)
-            _prints.lines.append(buffer.value.decode("utf-8", "replace").rstrip())
-        return 0
-
-    return PRINT_FN(keep)
 
 
 def take_prints() -> list[str]:

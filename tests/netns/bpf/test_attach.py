@@ -35,6 +35,7 @@ from mapek.bpf import (
 )
 from mapek.bpf.clsact import PRIORITY, ClsactFilter, Direction, attach_clsact, find_clsact
 from mapek.bpf.tc import TcxLink, Way, open_tcx
+from mapek.bpf.worker import under_way
 from mapek.bpf.xdp import Mode
 from mapek.bpf.xdp_netlink import with_iproute
 from mapek.errors import AttachError, MapekError, PrivilegeError
@@ -62,7 +63,7 @@ def pin() -> Iterator[str]:
 
 
 async def worker_threads_end() -> None:
-    while any(t.name.startswith("mapek-bpf") for t in threading.enumerate()):  # noqa: ASYNC110 - a thread
+    while under_way or any(t.name.startswith("mapek-bpf") for t in threading.enumerate()):  # noqa: ASYNC110 - a thread
         await asyncio.sleep(0)
 
 

@@ -29,6 +29,7 @@ from mapek.bpf import (
     read_xdp,
 )
 from mapek.bpf.dispatcher import SLOTS
+from mapek.bpf.worker import under_way
 from mapek.errors import AttachError, ObjectError
 from tests.netns.bpf.wires import Wire, counters, run, running, udp
 
@@ -293,7 +294,8 @@ async def test_a_cancelled_open_leaves_nothing(wire: Wire, pins: Path):
     # The thread that undoes it begins when the one that did it has ended.
     await until(
         lambda: (
-            not any(t.name.startswith("mapek-bpf") for t in threading.enumerate())
+            not under_way
+            and not any(t.name.startswith("mapek-bpf") for t in threading.enumerate())
             and read_xdp(wire.near) is None
         )
     )
