@@ -28,8 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     suite = commands.add_parser("test", help="run the tests marked `kernel` on each kernel")
     suite.add_argument("kernels", nargs="*", metavar="KERNEL")
-    suite.add_argument("--jobs", type=int, default=0, help="guests at once (default: one per CPU here)")
+    suite.add_argument(
+        "--jobs", type=int, default=0, help="guests at once (default: one more than CPUs here)"
+    )
     suite.add_argument("--reports", type=Path, default=Path("build/kernels"))
+    suite.add_argument("--within", type=float, default=1200, metavar="S", help="for all guests together")
     suite.add_argument("--select", default="", help="a pytest -k expression, to run fewer")
     for parsers in (one, suite):
         parsers.add_argument(
@@ -58,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
                 options.timeout,
             )
             return _run(guest, options.words)
-        jobs = options.jobs or here
+        jobs = options.jobs or here + 1
         plan = Plan(
             tuple(chosen), options.reports, jobs, options.cpus or min(here, 2),
-            options.memory, options.timeout, options.select,
+            options.memory, options.timeout, options.select, options.within,
         )  # fmt: skip
         return test(plan)
     except Problem as problem:

@@ -2,7 +2,7 @@
 
 All tests of a kernel run in one pytest process, because starting one costs a guest half a minute of processor.
 A guest has two CPUs, so that per-CPU counters and races are real, and keeps little more than one of the machine's
-busy: as many guests run at once as there are CPUs here.
+busy: as many guests run at once as there are CPUs here, and one more for the time that the others wait.
 """
 
 from __future__ import annotations
