@@ -106,8 +106,8 @@ def _differences(axes: Axes, result: Result, told: Sequence[Told]) -> None:
 
 def _within(axes: Axes, columns: Sequence[Sequence[float]], room: float = 0.05) -> None:
     """The middle of what was seen: a few stalls of the machine would squeeze all the rest into a line."""
-    low = min(float(np.percentile(one, 2)) for one in columns)
-    high = max(float(np.percentile(one, 95)) for one in columns)
+    edges = [_fences(one) for one in columns]
+    low, high = min(edge for edge, _ in edges), max(edge for _, edge in edges)
     span = (high - low) or 1.0
     axes.set_ylim(low - 0.05 * span, high + room * span)
     hidden = sum(
@@ -121,7 +121,16 @@ def _within(axes: Axes, columns: Sequence[Sequence[float]], room: float = 0.05) 
         )  # fmt: skip
 
 
+def _fences(values: Sequence[float]) -> tuple[float, float]:
+    """The outermost values within three times the width of the middle half."""
+    first, third = np.percentile(values, (25, 75))
+    width = 3 * (third - first)
+    inside = [value for value in values if first - width <= value <= third + width]
+    return min(inside), max(inside)
+
+
 def _plain(axes: Axes) -> None:
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.tick_params(labelsize=8, length=3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
