@@ -238,7 +238,7 @@ class Kernel:
     def unpinned(self, interface: str) -> str:
         """Why the reflector cannot be pinned here, "" when it can or shall not be. Raises DegradedError where it
         must be."""
-        if self._pin == "no" or host.pinnable():
+        if self._pin == "no" or host.pinnable(BPFFS):
             return ""
         if self._pin == "yes":
             do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
