@@ -92,24 +92,31 @@ def _memlock() -> Condition:
     return Condition("memlock", Answer.NO, limit, do)
 
 
+def pinnable(place: str | os.PathLike[str] = BPFFS) -> bool:
+    """Whether objects can be pinned below `place`: a bpffs is mounted there that this process may write to."""
+    return _pins(os.fspath(place)).answer is Answer.YES
+
+
 def _bpffs() -> Condition:
-    mount = next((fields for fields in _mounts() if fields[1] == BPFFS), None)
+    return _pins(BPFFS)
+
+
+def _pins(place: str) -> Condition:
+    mount = next((fields for fields in _mounts() if fields[1] == place), None)
     if mount is None or mount[2] != "bpf":
-        said = f"nothing is mounted on {BPFFS}" if mount is None else f"{BPFFS} is a {mount[2]}"
-        return Condition("bpffs", Answer.NO, said, f"mount -t bpf bpf {BPFFS}")
+        said = f"nothing is mounted on {place}" if mount is None else f"{place} is a {mount[2]}"
+        return Condition("bpffs", Answer.NO, said, f"mount -t bpf bpf {place}")
     if "ro" in mount[3].split(","):
-        return Condition("bpffs", Answer.NO, f"{BPFFS} is read only", f"mount -o remount,rw {BPFFS}")
+        return Condition("bpffs", Answer.NO, f"{place} is read only", f"mount -o remount,rw {place}")
     try:
-        status = os.stat(BPFFS)
+        status = os.stat(place)
     except OSError as error:
-        return Condition("bpffs", Answer.UNKNOWN, f"{BPFFS}: {error.strerror}", "run as root")
+        return Condition("bpffs", Answer.UNKNOWN, f"{place}: {error.strerror}", "run as root")
     owned = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-    if os.access(BPFFS, os.W_OK, effective_ids=True):
-        return Condition("bpffs", Answer.YES, f"{BPFFS}, writable ({owned})")
-    said = f"{BPFFS} is not writable for uid {os.geteuid()} ({owned})"
-    return Condition(
-        "bpffs", Answer.NO, said, f"make a folder {BPFFS}/mapek that is owned by this user, or run as root"
-    )
+    if os.access(place, os.W_OK, effective_ids=True):
+        return Condition("bpffs", Answer.YES, f"{place}, writable ({owned})")
+    said = f"{place} is not writable for uid {os.geteuid()} ({owned})"
+    return Condition("bpffs", Answer.NO, said, f"chown {os.geteuid()} {place}, or run as root")
 
 
 def _jit() -> Condition:

@@ -11,7 +11,7 @@ import pytest
 from mapek.bpf import ObjectSpec, load, object_path
 from tests.netns.sensors.keeping import remove_pins
 from tests.netns.sensors.programs import PAIRS, Bench
-from tests.netns.sensors.wires import Space, Wire
+from tests.netns.sensors.wires import Space, Wire, run
 from tests.support import veth
 
 
