@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mapek.bpf import host, syscall
+from mapek.bpf import syscall
 from mapek.bpf.layout import Layout, parse
 from mapek.bpf.maps import BPF_ANY, Map, create_map, open_map
 from mapek.bpf.program import Program
