@@ -97,7 +97,7 @@ def inside(programs: Sequence[Loaded]) -> dict[int, int]:
     return {
         one.id: heads[shared]
         for one in programs
-        if one.object != DISPATCHER and not one.attached
+        if one.object != DISPATCHER and all(at.kind == "chain" for at in one.attached)
         for shared in one.map_ids
         if shared in heads
     }
