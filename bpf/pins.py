@@ -62,7 +62,11 @@ def trouble() -> str:
     kinds = [kind for _, where, kind, *_ in map(str.split, mounts.splitlines()) if where == str(BPFFS)]
     if kinds[-1:] != ["bpf"] or not os.access(BPFFS, os.W_OK):
         return f"{BPFFS} is no writable bpffs"
-    return ""
+    try:
+        owner = (BPFFS / "mapek").lstat().st_uid
+    except FileNotFoundError:
+        return ""
+    return "" if owner == os.geteuid() else f"{BPFFS / 'mapek'} belongs to user {owner}"
 
 
 def ensure(path: Path) -> None:

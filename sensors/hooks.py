@@ -117,7 +117,7 @@ class Hooks:
         if wanted is None:
             found = pins.chain_dir(interface)
             # One that was left there would only be in the way.
-            left = found.is_dir() and found.stat().st_uid == os.geteuid() and not pins.trouble()
+            left = not pins.trouble() and found.is_dir() and found.stat().st_uid == os.geteuid()
             wanted = found if left else None
         return wanted
 

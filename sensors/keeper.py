@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,8 +65,8 @@ class Keeper:
         Raises AttachError and PinError as `Kept.take`.
         """
         assert self._agent is not None
-        if not on and not self._agent.exists():
-            # Nobody of ours ever kept anything: no need for a thread.
+        if not on and not os.path.lexists(self._agent):
+            # Nobody of ours ever kept anything, or it is where we may not look: no need for a thread.
             return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
         return await in_thread(
             lambda: self.take_now(
