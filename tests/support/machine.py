@@ -131,7 +131,7 @@ def _batman_v() -> bool:
     modprobe = shutil.which("modprobe", path=path)
     if modprobe is None or subprocess.run([modprobe, "-q", "batman-adv"], check=False).returncode:
         return False
-    return any(" batadv_v_elp_iface_enable" in line for line in open("/proc/kallsyms", encoding="ascii"))
+    return " batadv_v_elp_iface_enable" in Path("/proc/kallsyms").read_text()
 
 
 FEATURES: dict[str, Feature] = {
