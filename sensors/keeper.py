@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,9 +64,10 @@ class Keeper:
         Raises AttachError and PinError as `Kept.take`.
         """
         assert self._agent is not None
-        if not on and not os.path.lexists(self._agent):
-            # Nobody of ours ever kept anything, or it is where we may not look: no need for a thread.
-            return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
+        place = Place(self._agent, sensor, interface)
+        if not on and not place.exists():
+            # Nothing of ours was kept, or it is where we may not look: no need for a thread.
+            return Kept(Keep(place, maps, on=False))
         return await in_thread(
             lambda: self.take_now(
                 sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,
