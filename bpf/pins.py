@@ -69,6 +69,11 @@ def trouble() -> str:
     return "" if owner == os.geteuid() else f"{BPFFS / 'mapek'} belongs to user {owner}"
 
 
+def seen(path: Path) -> bool:
+    """Is something there? What we may not look at is none of ours, and counts as not there."""
+    return os.path.lexists(path)
+
+
 def ensure(path: Path) -> None:
     """Make a directory of ours below the bpffs and those above it, each for us alone.
 
@@ -137,7 +142,7 @@ class Place:
 
     def exists(self) -> bool:
         """Is there anything?"""
-        return os.path.lexists(self.path)
+        return seen(self.path)
 
     def open(self) -> Contents | None:
         """What is there, or None; removes what was half made.

@@ -64,10 +64,9 @@ class Keeper:
         Raises AttachError and PinError as `Kept.take`.
         """
         assert self._agent is not None
-        place = Place(self._agent, sensor, interface)
-        if not on and not place.exists():
-            # Nothing of ours was kept, or it is where we may not look: no need for a thread.
-            return Kept(Keep(place, maps, on=False))
+        if not on and not pins.seen(self._agent):
+            # Nobody of ours ever kept anything: no need for a thread.
+            return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
         return await in_thread(
             lambda: self.take_now(
                 sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,
