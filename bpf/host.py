@@ -92,11 +92,6 @@ def _memlock() -> Condition:
     return Condition("memlock", Answer.NO, limit, do)
 
 
-def pinnable(place: str | os.PathLike[str] = BPFFS) -> bool:
-    """Whether objects can be pinned below `place`: a bpffs is mounted there that this process may write to."""
-    return _pins(os.fspath(place)).answer is Answer.YES
-
-
 def _bpffs() -> Condition:
     return _pins(BPFFS)
 
