@@ -72,6 +72,7 @@ class Netlink(Touchpoint):
         self._around: Surroundings | None = None
         self._messenger: wire.Messenger | None = None
         self._heard: socket.socket | None = None
+        self._laying: asyncio.Task[dict[str, str]] | None = None
         self._decoder = Decoder()
         self._routes: dict[str, PeerRoutes] = {}
         self._current: dict[str, str] = {}
@@ -90,7 +91,9 @@ class Netlink(Touchpoint):
         self._degraded.extend(choice.degraded())
         self._heard = subscribe()
         self._messenger = wire.Messenger()
-        adopted = await in_thread(lambda: self._lay(peers))
+        # Shielded: an open that is cancelled leaves the thread at work on the messenger, and `close` waits for it.
+        self._laying = asyncio.ensure_future(in_thread(lambda: self._lay(peers)))
+        adopted = await asyncio.shield(self._laying)
         asyncio.get_running_loop().add_reader(self._heard.fileno(), self._hear)
         for peer, path in adopted.items():
             self._now_on(peer, path, surroundings.clock.now_ns())
@@ -156,6 +159,10 @@ class Netlink(Touchpoint):
             asyncio.get_running_loop().remove_reader(self._heard.fileno())
             self._heard.close()
             self._heard = None
+        if self._laying is not None:
+            # Closed under it, its socket's number would be the next one's, and each would take the other's answers.
+            await asyncio.gather(asyncio.shield(self._laying), return_exceptions=True)
+            self._laying = None
         if self._messenger is not None:
             self._messenger.close()
             self._messenger = None

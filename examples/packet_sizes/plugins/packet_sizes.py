@@ -38,7 +38,7 @@ class PacketSizes(Touchpoint):
 
     def __init__(self, options):
         self._names = take_strings(options, "interfaces")
-        self._interfaces = Interfaces("measure on", self._attach)
+        self._interfaces = Interfaces("measure on", self._attach, sensor=self.name)
 
     async def open(self, surroundings):
         self._around = surroundings
