@@ -9,7 +9,7 @@ from mapek.bpf import ObjectSpec, PerCpuArrayMap
 from mapek.bpf.worker import in_thread
 from mapek.config.options import take_strings
 from mapek.sensors.hooks import Hooks
-from mapek.sensors.ingress import IngressProgram, join_ingress
+from mapek.sensors.ingress import NEEDS, IngressProgram, join_ingress
 from mapek.sensors.interfaces import Interfaces
 
 OBJECT = Path(__file__).parents[1] / "packet_sizes.o"
@@ -39,6 +39,9 @@ class PacketSizes(Touchpoint):
     def __init__(self, options):
         self._names = take_strings(options, "interfaces")
         self._interfaces = Interfaces("measure on", self._attach, sensor=self.name)
+
+    def capabilities(self, opened):
+        return frozenset(NEEDS)  # `mapek run` gives up what no sensor says that it needs
 
     async def open(self, surroundings):
         self._around = surroundings
