@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mapek.bpf.standing import Standing
 from mapek.clock import VirtualClock
 from mapek.contracts import Surroundings
 from mapek.knowledge import Knowledge, Path, Peer
@@ -125,6 +126,10 @@ class VirtualTable:
 class _Attachment:
     ifindex: int
     targets: dict[int, Target]
+
+    def handles(self) -> list[Standing]:
+        """Nothing that anybody could take off."""
+        return []
 
 
 class _Kernel:
