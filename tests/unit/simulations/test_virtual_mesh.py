@@ -67,7 +67,9 @@ async def test_when_nobody_answers_nothing_is_moved():
 @pytest.mark.parametrize("share", [0.001, 0.01])
 async def test_loss_on_both_paths_moves_nothing(share):
     async with mesh(lossy(share), seed=5) as node:
-        await node.run(60.0)  # what is doubted at the start, before much is known, is undone after its hold-down
+        await node.run(
+            60.0
+        )  # what is doubted at the start, before much is known, is undone after its hold-down
         begun = len(node.routes.moves)
         await node.run(300.0)
         assert begun == len(node.routes.moves) > 0
