@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pyroute2 import IPRoute
 
 from mapek.simulations.gauge import Gauge
+from mapek.simulations.life import Life
 from mapek.simulations.netns import Namespace, write_sysctl
 from mapek.simulations.process import child_command
 
@@ -26,30 +25,17 @@ _PERMANENT: Final = 0x80  # NUD_PERMANENT
 _PORT: Final = 9
 
 
-class Road:
+class Road(Life):
     """Two namespaces, the pair between them, and the process that sends and takes in (`child.flood`).
 
     An async context manager; leaves nothing. `index` is the ifindex of the receiver's end.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.sender, self.receiver = Namespace("sender"), Namespace("receiver")
         self.index = 0
-        self._life = AsyncExitStack()
         self._gauge: Gauge | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._open()
-        except BaseException:
-            await self._life.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._life.aclose()
 
     async def _open(self) -> None:
         for space in (self.sender, self.receiver):
