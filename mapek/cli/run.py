@@ -116,8 +116,10 @@ async def _work(config: Config, log: Log, notifier: Notifier, as_json: bool, wai
             config, tap=tap, begin_thread=lambda: capabilities.hold_only(files | locked)
         ) as loop:
             log.say_held([str(error) for error in loop.failed_at_start.values()])
-            for error in loop.failed_at_start.values():
+            for name, error in loop.failed_at_start.items():
                 say(error)
+                if cause := privileges.unsaid(loop.monitor.watched[name].touchpoint, error):
+                    say(cause)
             if not wait and not _bearable(loop):
                 return 1
             records.learn(loop.knowledge.facts)

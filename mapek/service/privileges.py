@@ -13,12 +13,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from mapek.bpf import capabilities
+from mapek.errors import PrivilegeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mapek.clock import Timer
     from mapek.contracts import Touchpoint
+    from mapek.errors import MapekError
     from mapek.loop import Loop
 
 log = logging.getLogger("mapek")
@@ -76,6 +78,14 @@ class Privileges:
         said = set[str]()
         keep()
         self._timer = loop.clock.call_at(loop.clock.now_ns() + LOOK_NS, look)
+
+    def unsaid(self, touchpoint: Touchpoint, error: MapekError) -> PrivilegeError | None:
+        """Why `touchpoint` failed to open with `error`, if that is because it never named what it needs."""
+        gone = " and ".join(one for one in sorted(self.dropped) if one in error.why)
+        if not isinstance(error, PrivilegeError) or not gone or touchpoint.capabilities(False):
+            return None
+        why = f"it names no capability, so that {gone} went before it was opened"
+        return PrivilegeError("open", touchpoint.name, why, "let its `capabilities` return what it needs")
 
     def stop(self) -> None:
         """Look no more; twice is fine."""

@@ -39,6 +39,19 @@ async def nobody(lab, node="a", capabilities=CORE, unit=False, extra="", environ
         await agent.close()
 
 
+MUTE = """
+from mapek.bpf.inventory import programs
+from mapek.contracts import Touchpoint
+
+
+class Mute(Touchpoint):
+    name = "mute"
+
+    async def open(self, surroundings):
+        programs()
+"""
+
+
 def threads(pid):
     """(uids, permitted capabilities, no_new_privs) of each thread."""
     found = []
@@ -130,6 +143,15 @@ async def test_root_keeps_what_the_sensors_need_and_nothing_else():
         await settled(agent, allowed)
         assert set(CORE) <= set().union(*(held for _, held, _ in threads(agent.pid)))
         assert {flag for _, _, flag in threads(agent.pid)} == {"1"}
+
+
+async def test_a_plugin_that_names_no_capability_is_told_why_it_has_none(tmp_path):
+    (tmp_path / "mute.py").write_text(MUTE)
+    extra = f'[plugins]\ndirectory = "{tmp_path}"\n[sensors.mute]\n'
+    async with Lab(pair(2)) as lab, one_agent(lab, extra=extra) as agent:
+        said = agent.words()
+    assert any("CAP_SYS_ADMIN missing" in word for word in said), said
+    assert any("so that CAP_SYS_ADMIN went before it was opened; let its" in word for word in said), said
 
 
 async def test_a_key_file_of_another_user_is_refused_in_one_line():
