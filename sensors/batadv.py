@@ -166,9 +166,8 @@ class Batadv(Touchpoint):
         assert self._own is not None
         reuse: dict[str, Map | int] = {} if former is None else {name: former.map(name) for name in _KEPT}
         assert self._keeper is not None
-        kept = await self._keeper.take(
-            self.name, self._program.spec, _KEPT, on=self._persist, interface=link.name
-        )
+        keep = self._keeper.keep(self.name, _KEPT, on=self._persist, interface=link.name)
+        kept = await self._keeper.take(keep, self._program.spec)
         ingress = await join_ingress(
             self._around.shared(Hooks),
             link,

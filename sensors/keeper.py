@@ -46,55 +46,34 @@ class Keeper:
         found = {name for name in self._sensors if Place(self._agent, name, interface).exists()}
         return found | {name for name in self._sensors if Place(self._agent, name).exists()}
 
-    async def take(
+    def keep(
         self,
         sensor: str,
-        spec: ObjectSpec,
         maps: tuple[str, ...],
         *,
         on: bool,
         interface: str = "",
         meaning: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
-        max_entries: Mapping[str, int] | None = None,
         beside: Mapping[str, tuple[str, int, int, int]] | None = None,
-    ) -> Kept:
-        """What `sensor` keeps, or without `on` nothing, and no longer what it kept before.
-
-        Raises AttachError and PinError as `Kept.take`.
-        """
-        assert self._agent is not None
-        if not on and not pins.seen(self._agent):
-            # Nobody of ours ever kept anything: no need for a thread.
-            return Kept(Keep(Place(self._agent, sensor, interface), maps, on=False))
-        return await in_thread(
-            lambda: self.take_now(
-                sensor, spec, maps, on=on, interface=interface, meaning=meaning, settings=settings,
-                max_entries=max_entries, beside=beside,
-            ),
-            Kept.close,
-        )  # fmt: skip
-
-    def take_now(
-        self,
-        sensor: str,
-        spec: ObjectSpec,
-        maps: tuple[str, ...],
-        *,
-        on: bool,
-        interface: str = "",
-        meaning: Mapping[str, str] | None = None,
-        settings: Mapping[str, str] | None = None,
-        max_entries: Mapping[str, int] | None = None,
-        beside: Mapping[str, tuple[str, int, int, int]] | None = None,
-    ) -> Kept:
-        """`take` in a thread that may block."""
+    ) -> Keep:
+        """What `sensor` keeps, or without `on` nothing, and no longer what it kept before; see `Keep`."""
         assert self._agent is not None
         place = Place(self._agent, sensor, interface)
-        keep = Keep(place, maps, meaning or {}, settings or {}, beside or {}, on, lambda: self._served)
+        return Keep(place, maps, meaning or {}, settings or {}, beside or {}, on, lambda: self._served)
+
+    async def take(self, keep: Keep, spec: ObjectSpec, max_entries: Mapping[str, int] | None = None) -> Kept:
+        """Raises AttachError and PinError as `Kept.take`."""
+        if not keep.on and not pins.seen(keep.place.agent):
+            # Nobody of ours ever kept anything: no need for a thread.
+            return Kept(keep)
+        return await in_thread(lambda: self.take_now(keep, spec, max_entries), Kept.close)
+
+    def take_now(self, keep: Keep, spec: ObjectSpec, max_entries: Mapping[str, int] | None = None) -> Kept:
+        """`take` in a thread that may block."""
         swept, self._swept = self._swept, True
         if not swept:
-            self._sweep(place.agent)
+            self._sweep(keep.place.agent)
         return Kept.take(keep, spec, max_entries)
 
     def _sweep(self, agent: Path) -> None:

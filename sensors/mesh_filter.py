@@ -143,14 +143,9 @@ class MeshFilter(Touchpoint):
         self._program = IngressProgram(spec, SLOT, "mesh_filter", "mesh_filter_tc")
         registry = surroundings.shared(Identities)
         self._keeper = keeper(surroundings)
-        kept = self._kept = await self._keeper.take(
-            self.name,
-            spec,
-            SHARED,
-            on=self._persist,
-            settings=self._settings,
-            beside={"names": ("hash", 4, LONGEST_NAME, self._sizes[0] + 1)},
-        )
+        beside = {"names": ("hash", 4, LONGEST_NAME, self._sizes[0] + 1)}
+        keep = self._keeper.keep(self.name, SHARED, on=self._persist, settings=self._settings, beside=beside)
+        kept = self._kept = await self._keeper.take(keep, spec)
         await self._store.open(spec, self._sizes, registry, surroundings.spawn, kept)
         registry.join(self._store, surroundings.clock)
         await self._store.fill(registry)

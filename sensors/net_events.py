@@ -152,9 +152,8 @@ class NetEvents(Touchpoint):
     ) -> Kept:
         assert self._keeper is not None
         meaning = {"namespaces": "all" if self._everywhere else "own"}
-        return self._keeper.take_now(
-            self.name, spec, maps, on=self._persist, meaning=meaning, settings=settings, max_entries=sizes
-        )
+        keep = self._keeper.keep(self.name, maps, on=self._persist, meaning=meaning, settings=settings)
+        return self._keeper.take_now(keep, spec, sizes)
 
     def _constants(self) -> dict[str, int | bytes]:
         if not self._rate:

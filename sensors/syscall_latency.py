@@ -195,16 +195,15 @@ class SyscallLatency(Touchpoint):
 
     def _keep(self, spec: ObjectSpec, maps: tuple[str, ...], variant: str, sizes: Mapping[str, int]) -> Kept:
         assert self._keeper is not None
-        kept = self._keeper.take_now(
+        keep = self._keeper.keep(
             self.name,
-            spec,
             maps,
             # The ids of processes are others' once these have ended.
             on=self._persist and self._kind in (ALL, CGROUP),
             meaning={"system calls": " ".join(self._syscalls), "whose": self._entity.name},
             settings={"variant": variant},
-            max_entries=sizes,
         )
+        kept = self._keeper.take_now(keep, spec, sizes)
         if self._persist and not kept.holds and not kept.trouble:
             kept.give_up("process ids mean others once these have ended; filter by cgroup")
         return kept

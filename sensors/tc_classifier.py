@@ -184,15 +184,14 @@ class TcClassifier(Touchpoint):
             way: Way = "tcx" if self._choice.variant.name == "tcx" else "clsact"
             assert self._keeper is not None
             names = [one.name for one in self._classes]
-            kept = await self._keeper.take(
+            keep = self._keeper.keep(
                 self.name,
-                self._shared.spec,
                 ("counters",),
                 on=self._persist and names == self._configured and list(self._slots) == names,
                 interface=link.name,
                 meaning={"classes": " ".join(names)},
-                max_entries={"counters": possible_cpus()},
             )
+            kept = await self._keeper.take(keep, self._shared.spec, {"counters": possible_cpus()})
             return await count_on(link, self._shared, way, former, kept)
 
     def schema(self) -> Schema:

@@ -129,9 +129,8 @@ class XdpCounter(Touchpoint):
         assert self._around is not None
         assert self._program is not None
         assert self._keeper is not None
-        kept = await self._keeper.take(
-            self.name, self._program.spec, _KEPT, on=self._persist, interface=link.name
-        )
+        keep = self._keeper.keep(self.name, _KEPT, on=self._persist, interface=link.name)
+        kept = await self._keeper.take(keep, self._program.spec)
         ingress = await join_ingress(
             self._around.shared(Hooks),
             link,
