@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Final, TypeVar
 
+from mapek.bpf.apart import apart
 from mapek.errors import PrivilegeError
 
 T = TypeVar("T")
@@ -105,22 +106,12 @@ def without_any(call: Callable[[], T]) -> T:
 
     For what starts threads that live as long as the process, such as importing numpy.
     """
-    results: list[T] = []
-    failures: list[BaseException] = []
 
-    def run() -> None:
-        try:
-            hold_none()
-            results.append(call())
-        except BaseException as error:
-            failures.append(error)
+    def run() -> T:
+        hold_none()
+        return call()
 
-    thread = threading.Thread(target=run, name="mapek-bare")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    return apart("mapek-bare", run)
 
 
 def no_new_privileges() -> None:

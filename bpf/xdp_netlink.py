@@ -13,12 +13,12 @@ import asyncio
 import errno
 import os
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from mapek.bpf import rtnl, syscall
+from mapek.bpf.apart import apart
 from mapek.bpf.program import Program
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import FLAGS, Mode, attach_error, interface_name
@@ -62,21 +62,7 @@ def with_iproute(call: Callable[[IPRoute], T]) -> T:
         asyncio.get_running_loop()
     except RuntimeError:
         return run()
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            results.append(run())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=guarded, name="mapek-bpf-netlink")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    return apart("mapek-bpf-netlink", run)
 
 
 def read_xdp(ifindex: int) -> XdpState | None:

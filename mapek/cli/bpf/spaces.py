@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from mapek.bpf.apart import apart
 from mapek.errors import PrivilegeError
 
 T = TypeVar("T")
@@ -70,33 +70,17 @@ def within(space: Space, work: Callable[[], T]) -> T:
     OSError where the namespace is gone, and what `work` raises."""
     from mapek.simulations import libc
 
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
+    def run() -> T:
         try:
             with open(space.file, "rb") as file:
                 libc.setns(file.fileno(), libc.CLONE_NEWNET)
         except PermissionError as error:
-            failures.append(
-                PrivilegeError("enter network namespace", space.inode, "CAP_SYS_ADMIN missing", "run as root")
-            )
-            failures[0].__cause__ = error
-            return
-        except OSError as error:
-            failures.append(error)
-            return
-        try:
-            results.append(work())
-        except BaseException as error:
-            failures.append(error)
+            raise PrivilegeError(
+                "enter network namespace", space.inode, "CAP_SYS_ADMIN missing", "run as root"
+            ) from error
+        return work()
 
-    thread = threading.Thread(target=run, name="mapek-space")
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
+    return apart("mapek-space", run)
 
 
 @contextmanager
