@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from mapek.bpf.attempts import Answer
+from mapek.bpf.bpffs import BPFFS, mounted
 from mapek.bpf.capabilities import effective
 from mapek.bpf.features import kernel_version
 
-BPFFS: Final = "/sys/fs/bpf"
 _LOCKDOWN: Final = "/sys/kernel/security/lockdown"
 _FORBIDS: Final = {
     "none": "",
@@ -93,25 +93,21 @@ def _memlock() -> Condition:
 
 
 def _bpffs() -> Condition:
-    return _pins(BPFFS)
-
-
-def _pins(place: str) -> Condition:
-    mount = next((fields for fields in _mounts() if fields[1] == place), None)
-    if mount is None or mount[2] != "bpf":
-        said = f"nothing is mounted on {place}" if mount is None else f"{place} is a {mount[2]}"
-        return Condition("bpffs", Answer.NO, said, f"mount -t bpf bpf {place}")
-    if "ro" in mount[3].split(","):
-        return Condition("bpffs", Answer.NO, f"{place} is read only", f"mount -o remount,rw {place}")
+    mount = mounted(BPFFS)
+    if mount is None or mount[0] != "bpf":
+        said = f"nothing is mounted on {BPFFS}" if mount is None else f"{BPFFS} is a {mount[0]}"
+        return Condition("bpffs", Answer.NO, said, f"mount -t bpf bpf {BPFFS}")
+    if "ro" in mount[1]:
+        return Condition("bpffs", Answer.NO, f"{BPFFS} is read only", f"mount -o remount,rw {BPFFS}")
     try:
-        status = os.stat(place)
+        status = os.stat(BPFFS)
     except OSError as error:
-        return Condition("bpffs", Answer.UNKNOWN, f"{place}: {error.strerror}", "run as root")
+        return Condition("bpffs", Answer.UNKNOWN, f"{BPFFS}: {error.strerror}", "run as root")
     owned = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-    if os.access(place, os.W_OK, effective_ids=True):
-        return Condition("bpffs", Answer.YES, f"{place}, writable ({owned})")
-    said = f"{place} is not writable for uid {os.geteuid()} ({owned})"
-    return Condition("bpffs", Answer.NO, said, f"chown {os.geteuid()} {place}, or run as root")
+    if os.access(BPFFS, os.W_OK, effective_ids=True):
+        return Condition("bpffs", Answer.YES, f"{BPFFS}, writable ({owned})")
+    said = f"{BPFFS} is not writable for uid {os.geteuid()} ({owned})"
+    return Condition("bpffs", Answer.NO, said, f"chown {os.geteuid()} {BPFFS}, or run as root")
 
 
 def _jit() -> Condition:
@@ -171,12 +167,3 @@ def _read(path: str) -> str | None:
             return file.read(4096)
     except OSError:
         return None
-
-
-def _mounts() -> list[list[str]]:
-    """The mounts of this process, the last made first."""
-    try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            return [line.split(" ") for line in mounts][::-1]
-    except OSError:
-        return []

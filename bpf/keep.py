@@ -24,7 +24,7 @@ from mapek.bpf.layout import Layout, describe
 from mapek.bpf.locks import Lock
 from mapek.bpf.maps import Map, create_map
 from mapek.bpf.objects import LoadedObject
-from mapek.bpf.pins import Contents, Place
+from mapek.bpf.place import Contents, Place
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec
 from mapek.bpf.xdp import Link, open_link

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mapek.bpf import ObjectSpec, pins
 from mapek.bpf.keep import Keep, Kept
-from mapek.bpf.pins import Place
+from mapek.bpf.place import Place, places
 from mapek.bpf.worker import in_thread
 from mapek.contracts import Surroundings
 from mapek.errors import MapekError
@@ -81,7 +81,7 @@ class Keeper:
         if not self._sensors or pins.trouble():
             return
         try:
-            for place in pins.places(agent):
+            for place in places(agent):
                 if place.sensor not in self._sensors:
                     Kept.end(place)
         except (MapekError, OSError) as error:

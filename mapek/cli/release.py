@@ -124,10 +124,11 @@ def _kept(agent: Path, dry_run: bool) -> list[Left]:
     """What the sensors of one agent kept."""
     from mapek.bpf import pins
     from mapek.bpf.keep import Kept
+    from mapek.bpf.place import places
 
     found = []
     try:
-        for place in pins.places(agent):
+        for place in places(agent):
             keep = ""
             try:
                 Kept.end(place, dry_run=dry_run)

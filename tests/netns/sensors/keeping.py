@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from mapek.bpf import pins
+from mapek.bpf.place import places
 from mapek.clock import RealClock
 from mapek.contracts import Surroundings, Touchpoint
 from mapek.errors import MapekError
@@ -136,7 +137,7 @@ class Traffic:
 
 def remove_pins() -> None:
     """All that is kept in the present namespace, links detached."""
-    for place in [one for folder in pins.agents(pins.root()) for one in pins.places(folder)]:
+    for place in [one for folder in pins.agents(pins.root()) for one in places(folder)]:
         place.remove()
     for folder, _, names in os.walk(pins.root(), topdown=False):
         for name in names:

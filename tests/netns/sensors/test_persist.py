@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mapek.bpf import pins, read_xdp
+from mapek.bpf.place import Place
 from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Agent, Traffic, agent
 
@@ -17,12 +18,12 @@ UDP4 = "receive_packets,ipv4,udp,no"
 OPTIONS = {"interfaces": ["near"], "persist": True}
 
 
-def place(sensor: str = "xdp_counter", interface: str = "near") -> pins.Place:
+def place(sensor: str = "xdp_counter", interface: str = "near") -> Place:
     (folder,) = pins.agents(pins.root())
-    return pins.Place(folder, sensor, interface)
+    return Place(folder, sensor, interface)
 
 
-def map_ids(one: pins.Place) -> dict[str, int]:
+def map_ids(one: Place) -> dict[str, int]:
     found = one.open()
     assert found is not None
     ids = {name: map_.id for name, map_ in found.maps.items()}

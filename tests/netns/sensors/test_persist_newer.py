@@ -12,6 +12,7 @@ import pytest
 
 from mapek.bpf import pins, read_xdp
 from mapek.bpf.build import FLAGS, HERE, compiler
+from mapek.bpf.place import Place
 from mapek.sensors.cgroups import find_cgroups
 from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Agent, Traffic, agent
@@ -153,7 +154,7 @@ def test_net_events_goes_on(quiet, tmp_path, ending):
         assert reset(third) == (100, 100)
         third.stop()
     (folder,) = pins.agents(pins.root())
-    pins.Place(folder, "net_events").remove()
+    Place(folder, "net_events").remove()
     assert not pins.root().exists()
 
 

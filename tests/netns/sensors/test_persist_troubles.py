@@ -11,6 +11,7 @@ import pytest
 
 from mapek.bpf import ObjectSpec, create_map, load, object_path, pins, read_xdp
 from mapek.bpf.layout import Layout, describe, parse
+from mapek.bpf.place import Place
 from mapek.errors import PinError
 from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Traffic, agent, remove_pins
@@ -79,7 +80,7 @@ def test_it_is_refused_and_left_alone(quiet, tmp_path, trouble):
             first.ask()
             first.kill()
         (folder,) = pins.agents(pins.root())
-        path = pins.Place(folder, "xdp_counter", "near").path
+        path = Place(folder, "xdp_counter", "near").path
         harm(path)
         link = read_xdp(quiet.near)
         with agent("xdp_counter", OPTIONS, tmp_path) as second:
