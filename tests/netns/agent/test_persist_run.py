@@ -80,7 +80,6 @@ async def until_counted(node: Node, frames: int) -> None:
 
 
 @pytest.mark.needs("bpffs", "btf")
-@pytest.mark.kernel
 async def test_killed_and_started_again():
     async with Lab(pair(2)) as lab:
         node = lab.nodes["a"]

@@ -90,6 +90,7 @@ def test_link_sees_frames_in_the_mode_it_says(wire: Wire, counter: LoadedObject,
     link.detach()
 
 
+@pytest.mark.host
 @pytest.mark.needs("bpftool")
 def test_bpftool_sees_the_same_link(wire: Wire, empty: LoadedObject):
     with attach_xdp(empty.programs["empty"], wire.near) as link:
@@ -281,6 +282,7 @@ def test_netlink_attachment_stays_when_let_go(wire: Wire, empty: LoadedObject):
     assert read_xdp(wire.near) is None
 
 
+@pytest.mark.host
 def test_netlink_detach_of_what_is_gone_already(wire: Wire, empty: LoadedObject):
     held = attach_xdp_netlink(empty.programs["empty"], wire.near)
     run("ip link set dev near xdp off")
@@ -390,6 +392,7 @@ def test_clsact_leaves_foreign_filters_alone(wire: Wire, empty_tc: LoadedObject)
     run("tc qdisc del dev near clsact")
 
 
+@pytest.mark.host
 def test_clsact_of_somebody_else_is_kept(wire: Wire, empty_tc: LoadedObject):
     run("tc qdisc add dev near clsact")
     attach_tc(empty_tc.programs["empty_tc"], wire.near, "egress", "clsact").detach()

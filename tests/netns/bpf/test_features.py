@@ -214,6 +214,7 @@ def _wrong(tries: dict[str, Try], answer: Callable[[str], Answer], wire: Wire) -
     return wrong
 
 
+@pytest.mark.host
 def test_every_feature_is_tried():
     assert TRIES.keys() == FEATURES.keys()
 
@@ -272,6 +273,7 @@ def _with_relocations() -> set[str]:
 CORE = _with_relocations()
 
 
+@pytest.mark.host
 def test_what_nobody_probes_is_unknown_and_what_is_denied_is_no():
     odd = (Part("map type", "arena"), Part("program type", "lsm"), Part("helper", "no_such", "xdp"))
     assert [parts.probe(part) for part in odd] == [Answer.UNKNOWN] * 3
@@ -280,6 +282,7 @@ def test_what_nobody_probes_is_unknown_and_what_is_denied_is_no():
     assert parts.probe(Part("helper", "skb_store_bytes", "xdp")) is Answer.NO
 
 
+@pytest.mark.host
 def test_without_privileges_the_answer_is_unknown():
     """A verifier that hides helpers from who may not use them must not be taken for one that has none."""
     code = (

@@ -47,7 +47,6 @@ def test_the_verifiers_lines(instruction: tuple[int, ...], kind: type[Exception]
         assert "processed" in caught.value.log
 
 
-@pytest.mark.kernel
 def test_a_program_for_newer_kernels_says_which():
     spec = ObjectSpec.read(object_path("link_watch"))
     if machine.has("bpf_timer"):
@@ -132,14 +131,12 @@ def test_constants_reach_the_program():
         assert data[spec["sample_every"].offset :][:4] == b"\x08\0\0\0"
 
 
-@pytest.mark.kernel
 def test_only_the_chosen_programs_are_loaded():
     with load(COUNTER, programs=set()) as loaded:
         assert loaded.programs == {}
         assert "counters" in loaded.maps
 
 
-@pytest.mark.kernel
 def test_a_map_can_be_left_out_with_the_programs_that_use_it():
     with load(COUNTER, programs=[], skip_maps=["samples"], max_entries={"counters": 7}) as loaded:
         assert "samples" not in loaded.maps
@@ -153,7 +150,6 @@ def test_the_other_byte_order_is_refused():
         load(spec)
 
 
-@pytest.mark.kernel
 def test_programs_know_themselves(counter: LoadedObject):
     program = counter.programs["xdp_counter"]
     assert (program.name, program.type) == ("xdp_counter", "xdp")

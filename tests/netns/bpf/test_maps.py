@@ -108,7 +108,6 @@ def test_sums_over_cpus(kind: str):
         assert sums.dtype == np.uint64
 
 
-@pytest.mark.kernel
 def test_a_growing_hash_never_holds_the_reader():
     with create_map("hash", 4, 8, 10_000, flags=NO_PREALLOC) as m:
         assert m.items()[0].shape == (0, 4)
@@ -121,7 +120,6 @@ def test_a_growing_hash_never_holds_the_reader():
         assert sorted(m.items("u4")[0].tolist()) == list(range(1, 3000, 2))
 
 
-@pytest.mark.kernel
 def test_update_flags_and_full_maps():
     with create_map("hash", 4, 4, 2) as m:
         m.update(u32(1), u32(10), flags=1)
@@ -200,7 +198,6 @@ def test_program_array(empty: LoadedObject, counter: LoadedObject):
 
 
 @pytest.mark.needs("bpffs")
-@pytest.mark.kernel
 def test_pinned_maps_are_found_again(tmp_path: Path):
     path = f"/sys/fs/bpf/mapek-test-{os.getpid()}"
     with create_map("hash", 4, 4, 8) as m:

@@ -127,6 +127,7 @@ async def test_the_program_wakes_the_reader_once_enough_lies_there(direct):
         assert sum(batches) == 25
 
 
+@pytest.mark.host
 @pytest.mark.skipif(not reads_directly(), reason="reorders loads")
 @pytest.mark.parametrize(("record", "kept"), [("V24", 4), ("V16", 0)])
 async def test_what_comes_while_others_are_taken_needs_no_tick(monkeypatch, record, kept):
@@ -168,6 +169,7 @@ async def test_with_a_tick_a_wake_up_brings_one_batch():
             assert sizes == [12]
 
 
+@pytest.mark.host
 async def test_a_tick_brings_what_nobody_was_woken_for():
     batches: list[int] = []
     with Flood() as flood, RingBatches(flood.ring, RECORD, lambda found: batches.append(len(found))) as ring:

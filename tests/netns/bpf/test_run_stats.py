@@ -53,6 +53,7 @@ def until_off(program: Program, patience_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.host
 def test_only_while_it_is_asked_to(empty_xdp: Program) -> None:
     until_off(empty_xdp)
     before = runs_of(empty_xdp)
@@ -106,6 +107,7 @@ def test_killed_it_leaves_nothing_on(empty_xdp: Program) -> None:
     until_off(empty_xdp)
 
 
+@pytest.mark.host
 def test_it_stays_on_where_somebody_has_it_on(empty_xdp: Program) -> None:
     before = SYSCTL.read_text()
     SYSCTL.write_text("1")
@@ -119,6 +121,7 @@ def test_it_stays_on_where_somebody_has_it_on(empty_xdp: Program) -> None:
         SYSCTL.write_text(before)
 
 
+@pytest.mark.host
 def test_what_a_program_holds_is_what_bpftool_says() -> None:
     with load(ObjectSpec.read(object_path("xdp_counter"))) as loaded:
         program = loaded.programs["xdp_counter"]
@@ -142,6 +145,7 @@ def test_the_stop_watch_tells_what_it_costs(empty_xdp: Program) -> None:
     until_off(empty_xdp)
 
 
+@pytest.mark.host
 def test_without_privilege_it_is_one_line() -> None:
     child = os.fork()
     if not child:

@@ -209,7 +209,6 @@ async def test_kprobes(stats: None, returns: bool) -> None:
 
 
 @pytest.mark.needs("kprobes")
-@pytest.mark.kernel
 def test_a_function_that_is_not_there() -> None:
     with nothing(KPROBE) as program, pytest.raises(FeatureError, match="no such function"):
         attach_kprobe(program, "mapek_unheard_of")

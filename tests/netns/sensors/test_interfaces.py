@@ -14,7 +14,7 @@ from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.xdp_counter import XdpCounter
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import on_tc, run
-from tests.support.machine import has
+from tests.support.machine import has, patience
 from tests.support.stamp import parse
 
 
@@ -63,7 +63,7 @@ def troubles(watch):
 
 @pytest.mark.kernel
 async def test_deleted_and_made_again(other):
-    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    node, watch = Node(topology()), LinkWatch({"interval_ms": patience(2.0), "pin": "no"})
     try:
         await watch.open(node.surroundings)
         await node.until(lambda: (other.states[:2]["reflected"] > 20).all())
@@ -94,7 +94,7 @@ async def test_deleted_and_made_again(other):
 
 @pytest.mark.kernel
 async def test_down_and_up(other):
-    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    node, watch = Node(topology()), LinkWatch({"interval_ms": patience(2.0), "pin": "no"})
     try:
         await watch.open(node.surroundings)
         await node.until(lambda: (other.states[:2]["reflected"] > 20).all())

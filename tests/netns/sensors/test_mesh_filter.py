@@ -236,6 +236,7 @@ async def test_quarantine_stops_and_release_lets_through(far, mode):
         await node.close(touchpoint)
 
 
+@pytest.mark.host
 async def test_undo_restores_what_was(far):
     node = node_of_its_own()
     touchpoint = MeshFilter({"interfaces": ["l0"]})
@@ -358,6 +359,7 @@ async def test_the_port_of_link_watch_is_spared_and_no_other(far, port):
         await node.close(touchpoint, watch)
 
 
+@pytest.mark.host
 async def test_probes_are_spared_only_while_that_is_wanted(far):
     node = node_of_its_own()
     node.surroundings.shared(ProbePort).say(PORT)
@@ -436,6 +438,7 @@ async def test_nothing_counted_is_lost(far):
         await node.close(touchpoint)
 
 
+@pytest.mark.host
 async def test_entries_expire_and_move(far):
     node = node_of_its_own()
     touchpoint = MeshFilter({"interfaces": ["l0"]})
@@ -457,6 +460,7 @@ async def test_entries_expire_and_move(far):
         await node.close(touchpoint)
 
 
+@pytest.mark.host
 async def test_the_file_is_followed(far, tmp_path):
     node = node_of_its_own()
     path = tmp_path / "identities.toml"

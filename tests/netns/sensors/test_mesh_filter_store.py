@@ -77,6 +77,7 @@ async def crowd(monkeypatch):
     await asyncio.gather(*one.tasks)
 
 
+@pytest.mark.host
 async def test_a_full_map_is_not_read_and_not_tried_again_and_again(crowd: Crowd):
     assert len(crowd.store.refused) == crowd.store.addresses_refused == MORE
     assert crowd.asked["counts"] == 0
@@ -109,6 +110,7 @@ async def test_who_ends_without_an_address_of_its_own_leaves_room_too(crowd: Cro
     assert crowd.filtered() == set(range(ROOM + 1))
 
 
+@pytest.mark.host
 async def test_all_are_replaced_in_full_maps(crowd: Crowd):
     await crowd.registry.replace([entry(n) for n in range(ROOM + MORE - 50, ROOM + MORE)], "file")
     for number in range(ROOM + MORE):

@@ -403,6 +403,7 @@ async def test_counts_follow_the_name(space: Space):
         await node.close(sensor)
 
 
+@pytest.mark.host
 @with_btf
 async def test_an_interface_too_many_is_counted_with_the_others(space: Space):
     """The map is full after 63 interfaces: further ones share a row, and that is said."""

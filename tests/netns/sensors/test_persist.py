@@ -66,6 +66,7 @@ def release(*arguments: str) -> tuple[int, list[dict[str, str]]]:
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.host
 def test_release_names_it_and_removes_only_what_is_ours(quiet, tmp_path):
     with agent("xdp_counter", OPTIONS, tmp_path) as running:
         running.ask()
@@ -101,6 +102,7 @@ def test_a_start_that_was_refused_leaves_nothing(quiet, tmp_path):
     assert not pins.root().exists()
 
 
+@pytest.mark.host
 def test_without_persist_nothing_is_kept_and_what_was_goes(quiet, tmp_path):
     with agent("xdp_counter", OPTIONS, tmp_path) as running:
         running.ask()
@@ -112,6 +114,7 @@ def test_without_persist_nothing_is_kept_and_what_was_goes(quiet, tmp_path):
     assert read_xdp(quiet.near) is None
 
 
+@pytest.mark.host
 def test_the_second_agent_says_who_has_it_and_touches_nothing(quiet, tmp_path):
     with Traffic(udp()) as traffic, agent("xdp_counter", OPTIONS, tmp_path / "a") as first:
         traffic.start()
@@ -130,6 +133,7 @@ def test_the_second_agent_says_who_has_it_and_touches_nothing(quiet, tmp_path):
         assert [one.name for one in pins.agents(pins.root())] == [place().agent.name]
 
 
+@pytest.mark.host
 def test_two_that_start_at_once(quiet, tmp_path):
     """One of them has it, whichever; the lock of the dead is no obstacle."""
     for _ in range(3):

@@ -9,7 +9,7 @@ from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Agent, Traffic, agent
 from tests.netns.sensors.wires import on_tc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs", "tcx")]
+pytestmark = [pytest.mark.needs("bpffs", "tcx")]
 CLASSES = {"tcp": "protocol=tcp", "udp": "protocol=udp", "icmp": "protocol=icmp"}
 OPTIONS = {"interfaces": ["near"], "persist": True, "classes": CLASSES}
 

@@ -11,7 +11,7 @@ from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Agent, Traffic, agent
 from tests.netns.sensors.wires import on_tc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs", "tcx")]
+pytestmark = [pytest.mark.needs("bpffs", "tcx")]
 WHO, OTHER, THIRD = (f"spiffe://mesh.example/{name}" for name in ("who", "other", "third"))
 
 

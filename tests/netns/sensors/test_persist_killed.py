@@ -11,7 +11,7 @@ from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Traffic, agent, remove_pins
 from tests.netns.sensors.wires import on_tc
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs", "tcx"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.needs("bpffs", "tcx"), pytest.mark.timeout(400)]
 UDP4 = "receive_packets,ipv4,udp,no"
 
 KILL = """

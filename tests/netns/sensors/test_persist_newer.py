@@ -44,6 +44,7 @@ def build(folder: Path, name: str, *changes: tuple[str, str, str]) -> str:
     return OTHER_OBJECT.format(path=str(out), name=name)
 
 
+@pytest.mark.host
 @pytest.mark.needs("clang")
 def test_a_newer_object_goes_on_with_the_counters(quiet, tmp_path):
     """It has one map more, and misses no frame."""
@@ -75,6 +76,7 @@ def test_a_newer_object_goes_on_with_the_counters(quiet, tmp_path):
             assert last.rows()["near"][UDP4] == traffic.sent
 
 
+@pytest.mark.host
 @pytest.mark.needs("clang")
 @pytest.mark.parametrize(
     ("change", "word"),
@@ -132,26 +134,26 @@ for _ in range({times}):
 @pytest.mark.needs("btf")
 @pytest.mark.parametrize("ending", [Agent.kill, Agent.stop])
 def test_net_events_goes_on(quiet, tmp_path, ending):
-    def reset(one: Agent) -> tuple[int, int]:
-        row = one.rows()["a"]
-        return row["tcp_reset_sent_,ipv4"], row["tcp_reset_received_,ipv4"]
+    def reset(one: Agent) -> int:
+        # Those sent without a socket are no tracepoint's business before kernel 6.10.
+        return one.rows()["a"]["tcp_reset_received_,ipv4"]
 
     options = {"persist": True, "samples_per_s": 0}
     with agent("net_events", options, tmp_path) as first:
         resets(20)
-        assert reset(first) == (20, 20)
+        assert reset(first) == 20
         ending(first)
     resets(20)
     with agent("net_events", options, tmp_path) as second:
         resets(20)
         assert second.said["degraded"] == []
-        assert reset(second) == (60, 60)
+        assert reset(second) == 60
         ending(second)
     resets(20)
     # Another setting makes them other programs; the counters are the same.
     with agent("net_events", {**options, "samples_per_s": 1.0}, tmp_path) as third:
         resets(20)
-        assert reset(third) == (100, 100)
+        assert reset(third) == 100
         third.stop()
     (folder,) = pins.agents(pins.root())
     Place(folder, "net_events").remove()

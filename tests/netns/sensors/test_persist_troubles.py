@@ -16,7 +16,7 @@ from mapek.errors import PinError
 from tests.netns.bpf.wires import udp
 from tests.netns.sensors.keeping import Traffic, agent, remove_pins
 
-pytestmark = [pytest.mark.kernel, pytest.mark.needs("bpffs")]
+pytestmark = [pytest.mark.needs("bpffs")]
 UDP4 = "receive_packets,ipv4,udp,no"
 OPTIONS = {"interfaces": ["near"], "persist": True}
 
