@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -212,6 +213,20 @@ class LinkWatch(Touchpoint):
         self._missing.pop(interface, None)
         self._attached[interface] = attachment
         self._targets.update(attachment.targets)
+        try:
+            now = socket.if_nametoindex(interface)
+        except OSError:
+            now = 0
+        if now != attachment.ifindex:
+            # It went while we attached: nothing that told of it was heard.
+            self._lose(interface)
+            if now:
+                self._around.spawn(self._reattach(Entity("link", interface, now)))
+
+    def _lose(self, interface: str) -> None:
+        why = AttachError("watch", interface, "the interface is gone", "it is watched again when it is back")
+        self._missing[interface] = why
+        log.warning("%s", why)
 
     def _probe_on(self) -> None:
         self._bursts.clear()
@@ -246,11 +261,7 @@ class LinkWatch(Touchpoint):
         if back and self._around is not None and self._is_stale(event.entity):
             self._around.spawn(self._reattach(event.entity))
         elif event.kind == "link.gone" and event.entity.name in self._attached:
-            why = AttachError(
-                "watch", event.entity.name, "the interface is gone", "it is watched again when it is back"
-            )
-            self._missing[event.entity.name] = why
-            log.warning("%s", why)
+            self._lose(event.entity.name)
         elif event.kind == "path.active":
             self._listen()
 

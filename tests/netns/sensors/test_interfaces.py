@@ -11,6 +11,7 @@ from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
 from mapek.errors import AttachError, ConfigError, DegradedError
 from mapek.model import Entity, Event
 from mapek.sensors.link_watch import LinkWatch
+from mapek.sensors.link_watch_kernel import Kernel
 from mapek.sensors.xdp_counter import XdpCounter
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import on_tc, run
@@ -88,6 +89,35 @@ async def test_deleted_and_made_again(other):
         await node.until(lambda: row["reflected"] >= seen + 50)
         assert abs((int(row["peer_newest"]) - first) - (int(row["reflected"]) - seen)) <= 1
         assert node.kinds() == ["path.silent", "path.back"]
+    finally:
+        await node.close(watch)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_it_goes_while_it_is_attached_to(other, monkeypatch, comes_back):
+    """Whoever attaches hears nothing of it: the first one is not attached yet, and the next one is not awaited."""
+    attach, first = Kernel.attach, socket.if_nametoindex("l0")
+
+    async def slow(kernel, interface, around):
+        one = await attach(kernel, interface, around)
+        if one.ifindex == first:
+            run("ip link del l0")
+            if comes_back:
+                other.states[0]["reflected"] = 0
+                other.lay(0)
+        return one
+
+    monkeypatch.setattr(Kernel, "attach", slow)
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no", "wait": True})
+    try:
+        await watch.open(node.surroundings)
+        if comes_back:
+            await node.until(lambda: other.states[0]["reflected"] > 20)
+            assert troubles(watch) == []
+            assert on_tc("l0") == on_tc("l1") == (0, 1)
+        else:
+            await node.until(lambda: other.states[1]["reflected"] > 20)
+            assert any("l0: the interface is gone" in word for word in troubles(watch))
     finally:
         await node.close(watch)
 
