@@ -167,6 +167,9 @@ def _raw_tp() -> Answer:
 
 
 def _tp_btf() -> Answer:
+    # Whoever loads such a program has the id of its function from the kernel's BTF, whatever the kernel has inside.
+    if (btf := probe("btf")) is not Answer.YES:
+        return btf
     # BTF id 1 is no tracepoint: who knows the type and has BTF says so in the log, who does not is silent.
     with new_program(_TRACING, *RETURN_2, attach=(_TRACE_RAW_TP, 1)) as (fd, log):
         if fd >= 0 or log:
@@ -175,6 +178,8 @@ def _tp_btf() -> Answer:
 
 
 def _task_storage() -> Answer:
+    if (btf := probe("btf")) is not Answer.YES:
+        return btf
     with new_program(_RAW_TRACEPOINT, (0x85, 0, 0, 156), *RETURN_2) as (fd, log):
         if fd < 0 and not log:
             return Answer.UNKNOWN

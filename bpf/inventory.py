@@ -15,10 +15,10 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final
 
 from mapek.bpf import syscall, whereabouts
+from mapek.bpf.holders import Holder, holders
 from mapek.bpf.names import PROGRAM_TYPES
 from mapek.bpf.spec import object_path
 from mapek.errors import MapekError
@@ -33,14 +33,6 @@ _TCX: Final = {46: "ingress", 47: "egress"}
 _SOURCE: Final = re.compile(rb"programs/([a-z0-9_]+)\.bpf\.c\0")
 _MAX_BTF: Final = 1 << 20
 """Bytes of BTF that are looked through; ours have some 20 kB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process with a descriptor of it."""
-
-    pid: int
-    command: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,43 +132,6 @@ def source_of(program_id: int) -> str:
         return _source(struct.unpack_from("=I", syscall.info(fd, 232), 128)[0], {})
     finally:
         os.close(fd)
-
-
-def holders() -> dict[tuple[str, int], list[Holder]]:
-    """Processes by what they hold: ("prog" | "map" | "link", id), as far as /proc shows them to us."""
-    found: dict[tuple[str, int], list[Holder]] = {}
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            handles = [one.name for one in (process / "fd").iterdir() if _is_bpf(one)]
-            command = (process / "comm").read_text().strip() if handles else ""
-        except OSError:
-            continue
-        for handle in handles:
-            for key in _held(process / "fdinfo" / handle):
-                found.setdefault(key, []).append(Holder(int(process.name), command))
-    return found
-
-
-def _is_bpf(handle: Path) -> bool:
-    try:
-        return "bpf" in os.readlink(handle)
-    except OSError:
-        # closed since it was listed, as the descriptor of our own listing is
-        return False
-
-
-def _held(fdinfo: Path) -> Iterator[tuple[str, int]]:
-    try:
-        rows = dict(line.split(":", 1) for line in fdinfo.read_text().splitlines() if ":" in line)
-    except OSError:
-        return
-    # A link's information names its program too, which the process does not hold thereby.
-    for kind in ("link", "map", "prog"):
-        if f"{kind}_id" in rows:
-            yield kind, int(rows[f"{kind}_id"])
-            return
 
 
 def _ids(command: int, what: str) -> Iterator[int]:
@@ -285,13 +240,12 @@ def _link(ident: int, kernel: _Kernel) -> tuple[int, Attached] | None:
     except FileNotFoundError:
         return None
     try:
+        data = syscall.info(fd, 80)
         name = ctypes.create_string_buffer(128)
-        data = bytearray(80)
-        # Only a raw tracepoint reads these; for the others they are what it writes.
-        struct.pack_into("=QI", data, 16, ctypes.addressof(name), len(name))
-        if syscall.fill_info(fd, data) < 0:
-            # Others do read them, and find the address of a buffer that is none of theirs.
-            data = syscall.info(fd, len(data))
+        if struct.unpack_from("=I", data)[0] == _LINK_TYPES.index("raw_tracepoint"):
+            # Only now: other types would take the address for one of an array of theirs, of another size.
+            struct.pack_into("=QI", data, 16, ctypes.addressof(name), len(name))
+            syscall.fill_info(fd, data)
     finally:
         os.close(fd)
     number, _, program = struct.unpack_from("=III", data)

@@ -60,8 +60,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         _needs(item)
     if keep := thin.rows():
-        items[:], left = thin.thinned(items, _table, keep)
+        items[:], left = thin.thinned(items, _table, keep, _is_tried)
         config.hook.pytest_deselected(items=left)
+
+
+def _is_tried(item: pytest.Item) -> bool:
+    """Does it run here, or fail because it should?"""
+    answer = machine.verdict(_needs(item))
+    return answer is None or answer[1]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import socket
 import stat
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -213,7 +212,9 @@ def _check_chain(place: Path) -> None:
 
 
 def _check_idle(link: Link) -> None:
-    if who := users("link", link.id):
+    from mapek.bpf.holders import users
+
+    if who := users([("link", link.id)]):
         raise AttachError("release", link.pinned, f"in use by {who}; stop it first")
 
 
@@ -230,6 +231,7 @@ def release_filters(*, dry_run: bool = False) -> list[Left]:
 
 
 def _filter(one: ClsactFilter, dry_run: bool) -> Left:
+    from mapek.bpf.holders import users
     from mapek.bpf.inventory import source_of
     from mapek.bpf.xdp_netlink import describe_program, program_name
 
@@ -241,7 +243,7 @@ def _filter(one: ClsactFilter, dry_run: bool) -> Left:
         if program != one.program[:15] or not source_of(one.program_id):
             about = describe_program(one.program_id)
             keep = f"{about} is not ours" if program else f"{about} is not there or may not be read"
-        elif who := users("prog", one.program_id):
+        elif who := users([("prog", one.program_id)]):
             keep = f"in use by {who}; stop it first"
         elif not dry_run:
             one.detach()
@@ -251,19 +253,3 @@ def _filter(one: ClsactFilter, dry_run: bool) -> Left:
         keep = error.strerror or str(error)
     where = f"{one.direction}, handle {one.handle:#x}, {one.name}"
     return Left(interface, where, keep, "tc filter")
-
-
-def users(kind: str, ident: int) -> str:
-    """Other processes that hold a descriptor of a link or program, as far as /proc shows them; in words.
-
-    Who only looks at all there is (`bpftool prog`) holds each for a moment, and is no user.
-    """
-    from mapek.bpf.inventory import holders
-
-    held = dict.fromkeys(one for one in holders().get((kind, ident), ()) if one.pid != os.getpid())
-    for _ in range(2):
-        if held:
-            time.sleep(0.03)
-            still = set(holders().get((kind, ident), ()))
-            held = {one: None for one in held if one in still}
-    return ", ".join(f"{one.command} (pid {one.pid})" for one in held)

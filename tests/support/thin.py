@@ -28,10 +28,19 @@ def spread(found: Sequence[Row], keep: int) -> list[Row]:
     return [found[position * (len(found) - 1) // (keep - 1)] for position in range(keep)]
 
 
-def thinned(found: Sequence[Row], table: Callable[[Row], str], keep: int) -> tuple[list[Row], list[Row]]:
-    """(kept, left out), in order; rows with the same `table` belong together."""
+def thinned(
+    found: Sequence[Row],
+    table: Callable[[Row], str],
+    keep: int,
+    runs: Callable[[Row], bool] = lambda row: True,
+) -> tuple[list[Row], list[Row]]:
+    """(kept, left out), in order; rows with the same `table` belong together. Those that run here come first."""
     tables: dict[str, list[Row]] = {}
     for row in found:
         tables.setdefault(table(row), []).append(row)
-    chosen = {id(row) for one in tables.values() for row in spread(one, keep)}
+
+    def able(rows: list[Row]) -> list[Row]:
+        return [row for row in rows if runs(row)] or rows
+
+    chosen = {id(row) for one in tables.values() for row in spread(able(one), keep)}
     return [row for row in found if id(row) in chosen], [row for row in found if id(row) not in chosen]

@@ -112,6 +112,13 @@ def test_long_tables_are_thinned_evenly(keep: int, kept: str) -> None:
     assert sorted(chosen + left) == found
 
 
+def test_rows_that_run_here_are_kept_first() -> None:
+    found = "a0 a1 a2 b0".split()
+    chosen, left = thin.thinned(found, lambda row: row[0], 1, lambda row: row in ("a1", "a2"))
+    assert chosen == ["a1", "b0"]
+    assert left == ["a0", "a2"]
+
+
 TABLE = """
 import pytest
 @pytest.mark.parametrize("row", range(9))

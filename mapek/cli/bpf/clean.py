@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mapek.bpf.holders import users
 from mapek.cli.bpf import spaces
-from mapek.cli.release import Left, check_own, release, release_filters, users
+from mapek.cli.release import Left, check_own, release, release_filters
 from mapek.errors import AttachError, MapekError
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _by_netlink(one: Loaded, place: str, dry_run: bool) -> Left:
     interface, _, mode = place.rpartition(" ")
     keep = ""
     try:
-        if who := users("prog", one.id):
+        if who := users([("prog", one.id)]):
             keep = f"in use by {who}; stop it first"
         elif one.pins:
             keep = f"somebody pinned it: {', '.join(one.pins)}"

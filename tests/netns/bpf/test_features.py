@@ -119,8 +119,8 @@ def _batch(kind: int) -> Try:
 
 
 def _raw_tracepoint(wire: Wire) -> None:
-    with _loaded("net_events", "net_reset_in") as loaded:
-        tracing.attach_raw_tracepoint(loaded.programs["net_reset_in"], "tcp_receive_reset").close()
+    with _loaded("syscall_latency", "raw_tp_enter") as loaded:
+        tracing.attach_raw_tracepoint(loaded.programs["raw_tp_enter"], "sys_enter").close()
 
 
 def _btf_tracepoint(wire: Wire) -> None:
@@ -245,7 +245,7 @@ def test_a_program_loads_exactly_where_all_that_it_demands_is_there():
             assert {spec.maps[one].type for one in used} == {p.name for p in demanded if p.kind == "map type"}
             asked = {part: parts.probe(part) for part in demanded if part.kind != "attachment"}
             lacking = [str(part) for part, answer in asked.items() if answer is not Answer.YES]
-            if program in CORE and probe("btf") is not Answer.YES:
+            if (object_name, program) in CORE and probe("btf") is not Answer.YES:
                 lacking.append("btf")
             try:
                 with ExitStack() as life:
@@ -258,10 +258,10 @@ def test_a_program_loads_exactly_where_all_that_it_demands_is_there():
     assert wrong == {}
 
 
-def _with_relocations() -> set[str]:
-    """Programs that libbpf must fit to the kernel by its BTF."""
+def _with_relocations() -> set[tuple[str, str]]:
+    """Programs, with their objects, that libbpf must fit to the kernel by its BTF."""
     return {
-        program
+        (name, program)
         for name in OBJECTS
         for spec in (ObjectSpec.read(object_path(name)),)
         for program in spec.programs

@@ -17,7 +17,7 @@ import pytest
 from mapek.bpf import LoadedObject, ObjectSpec, attach_xdp, load, object_path, syscall
 from mapek.bpf.dispatcher import SLOTS
 from mapek.bpf.force import force_off
-from mapek.bpf.inventory import holders
+from mapek.bpf.holders import holders
 from mapek.cli.release import release
 from mapek.contracts import Touchpoint
 from mapek.sensors.hooks import Hooks

@@ -51,11 +51,9 @@ from tests.support import machine
 
 NAMES = tuple(CALLS)
 NOBODY = 1 << 21
+NEEDS = {"tp_btf": "btf", "task_storage": "btf", "kprobe": "kprobes"}
 HERE = [
-    pytest.param(
-        one.name,
-        marks=[pytest.mark.needs("kprobes")] if one.name == "kprobe" else [],
-    )
+    pytest.param(one.name, marks=[pytest.mark.needs(NEEDS[one.name])] if one.name in NEEDS else [])
     for one in VARIANTS
     if one.name != "task_storage" or machine.kernel() >= (5, 13)
 ]
