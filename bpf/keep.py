@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from mapek.bpf import pins
+from mapek.bpf.holders import users
 from mapek.bpf.layout import Layout, describe
 from mapek.bpf.locks import Lock
 from mapek.bpf.maps import Map, create_map
@@ -28,7 +29,7 @@ from mapek.bpf.place import Contents, Place
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec
 from mapek.bpf.xdp import Link, open_link
-from mapek.errors import DegradedError, MapekError, PinError
+from mapek.errors import AttachError, DegradedError, MapekError, PinError
 
 L = TypeVar("L", bound=Link)
 
@@ -93,7 +94,7 @@ class Kept:
             kept.give_up(why)
             return kept
         try:
-            kept._lock = Lock.take(_lock_name(keep.place), "keep", keep.place.name)
+            kept._lock = _lock(keep.place, "keep", keep.place.name)
         except DegradedError as error:
             kept.give_up(error.why)
             return kept
@@ -102,8 +103,8 @@ class Kept:
                 kept._open(spec, max_entries or {})
             else:
                 # What is another's stays where it is: nothing of ours is to be kept anyway.
-                with contextlib.suppress(PinError, OSError):
-                    keep.place.remove()
+                with contextlib.suppress(MapekError, OSError):
+                    _remove(keep.place)
                 kept._unlock()
         except BaseException:
             kept.close()
@@ -114,13 +115,13 @@ class Kept:
     def end(cls, place: Place, *, dry_run: bool = False) -> None:
         """Detach and remove what is kept at a place that no agent uses, or only see whether that could be.
 
+        An agent may have its locks in a folder that we do not see: who holds what is kept there uses it, too.
+
         Raises AttachError, PinError, OSError.
         """
-        lock = Lock.take(_lock_name(place), "end", place.path)
+        lock = _lock(place, "end", place.path)
         try:
-            place.check()
-            if not dry_run:
-                place.remove()
+            _remove(place, dry_run)
         finally:
             lock.release()
 
@@ -304,8 +305,16 @@ class Kept:
         self.trouble = f"what {self._keep.place.name} counts does not outlive this agent: {why}"
 
 
-def _lock_name(place: Place) -> str:
-    return f"{place.agent.name}-{place.name}".replace("/", ":")
+def _remove(place: Place, dry_run: bool = False) -> None:
+    if who := users(place.held()):
+        raise AttachError("end", place.path, f"in use by {who}", "stop it first")
+    if not dry_run:
+        place.remove()
+
+
+def _lock(place: Place, tried: str, on: object) -> Lock:
+    name = f"{place.agent.name}-{place.name}".replace("/", ":")
+    return Lock.take(name, tried, on, place.agent.parent.name)
 
 
 def namespace() -> str:

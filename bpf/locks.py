@@ -27,17 +27,19 @@ class Lock:
         self.path, self._fd = path, fd
 
     @classmethod
-    def take(cls, name: str, tried: str, on: object) -> Lock:
-        """The lock `name` of the calling thread's network namespace.
+    def take(cls, name: str, tried: str, on: object, namespace: str = "") -> Lock:
+        """The lock `name` of a network namespace.
 
         Args:
             tried, on: what it is for, for messages ("keep", "xdp_counter of wlan0").
+            namespace: its inode number; "" for that of the calling thread.
 
         Raises:
             AttachError: another one holds it; names its pid.
             DegradedError: there is no place for locks.
         """
-        path = directory() / f"{os.stat('/proc/thread-self/ns/net').st_ino}-{name}.lock"
+        space = namespace or os.stat("/proc/thread-self/ns/net").st_ino
+        path = directory() / f"{space}-{name}.lock"
         try:
             while True:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

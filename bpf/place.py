@@ -209,6 +209,19 @@ class Place:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
+    def held(self) -> list[tuple[str, int]]:
+        """What is pinned here: ("map" | "link" | "prog", id). Raises as `check`."""
+        self.check()
+        found = []
+        for path in self.path.iterdir() if self.exists() else ():
+            fd = syscall.get_pinned(path)
+            try:
+                # Of all three kinds the id is the second word.
+                found.append((syscall.kind(fd), struct.unpack_from("=I", syscall.info(fd, 16), 4)[0]))
+            finally:
+                os.close(fd)
+        return found
+
     def check(self) -> None:
         """Raises PinError when there is something that is not ours."""
         for path in (self.agent, self.path):

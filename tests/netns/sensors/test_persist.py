@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,10 @@ def test_release_names_it_and_removes_only_what_is_ours(quiet, tmp_path):
             ("near", "chain"), ("near", "xdp_counter state"),
         ]  # fmt: skip
         assert all(f"pid {running.process.pid}" in one["keep"] for one in found)
+        for lock in Path("/run/mapek").glob(f"{pins.root().name}-*.lock"):
+            lock.unlink()  # as for an agent in a container, which has a /run of its own
+        _, found = release()
+        assert all(f"in use by python (pid {running.process.pid})" in one["keep"] for one in found), found
         running.stop()
     kept = place()
     (kept.path / "foreign").mkdir()
