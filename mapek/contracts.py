@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mapek.clock import Clock
     from mapek.knowledge import Knowledge
+    from mapek.knowledge.topology import Topology
     from mapek.model import (
         Applied,
         Event,
@@ -121,9 +122,12 @@ class Touchpoint:
     period_ns: int = 1_000_000_000
     """How often Monitor calls `read`; 0 for a touchpoint that only emits events."""
 
-    def shortfalls(self) -> tuple[str, ...]:
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
         """What it would do without if it were opened now, beyond what its variant says, in the words of its
         `Status.degraded`: for `mapek doctor`, which opens nothing. May block for milliseconds.
+
+        Args:
+            topology: that of the configuration, as the sensor will find it in Knowledge.
 
         Raises a MapekError for what would keep it from opening, as `open` would.
         """

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from mapek.sensors.ingress import (
 )
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.keeper import Keeper, keeper
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 SLOT: Final = "batadv"
 SCHEMA: Final = Schema(
@@ -139,6 +142,9 @@ class Batadv(Touchpoint):
         self._interfaces: Interfaces[_Listening] = Interfaces(
             "listen on", self._attach, sensor=self.name, reattach=reattach
         )
+
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        return self._interfaces.shortfalls(topology, self._names)
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from mapek.errors import MapekError, NetlinkError
 from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.batman_adv_refusal import absence
 from mapek.sensors.batman_adv_tables import Tables, next_hops, rows
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 log = logging.getLogger("mapek")
 
@@ -88,7 +91,7 @@ class BatmanAdv(Touchpoint):
         """What the last dump gave, one for each mesh interface."""
         return self._tables
 
-    def shortfalls(self) -> tuple[str, ...]:
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
         if error := absence():
             raise error
         return ()

@@ -11,21 +11,26 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from mapek.bpf.worker import in_thread
 from mapek.clock import Timer
 from mapek.config.options import take, take_strings
 from mapek.contracts import Options, Status, Surroundings, Touchpoint
-from mapek.errors import AttachError, MapekError, NetlinkError
+from mapek.errors import MapekError, NetlinkError
 from mapek.model import Event, Frame, Schema
 from mapek.sensors.interface_columns import SCHEMA
 from mapek.sensors.interface_driver import driver_statistics
 from mapek.sensors.interface_rows import MOST_COLUMNS, MOST_ROWS, Dumped, Layout, framed, laid_out
 from mapek.sensors.interface_wire import Dumper
 from mapek.sensors.links import Links
+from mapek.sensors.named import absent, named, no_such
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 ALL: Final = "*"
+_DO: Final = "check the name; it is counted when it is there"
 _AHEAD_NS: Final = 50_000_000
 
 
@@ -76,15 +81,17 @@ class Interface(Touchpoint):
         self._trouble: MapekError | None = None
         self._failed = 0
 
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        names = () if self._all else named(self._names, topology)
+        return tuple(map(str, absent("count on", names, _DO)))
+
     async def open(self, surroundings: Surroundings) -> None:
         """Look at the interfaces for the first time.
 
         Raises:
             AttachError: none of the interfaces is there. NetlinkError: the kernel does not answer.
         """
-        if not self._all and not self._names:
-            paths = surroundings.knowledge.topology.paths()
-            self._names = tuple(dict.fromkeys(path.interface for path in paths))
+        self._names = named(self._names, surroundings.knowledge.topology)
         self._around = surroundings
         self._links = surroundings.shared(Links)
         await self._links.join(self._hear, surroundings.clock.now_ns)
@@ -93,8 +100,7 @@ class Interface(Touchpoint):
             self._inet = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._take(await self._look())
         if self._names and not self._layout.rows:
-            name = self._names[0]
-            raise AttachError("count on", name, "there is no such interface", "check the name")
+            raise no_such("count on", self._names[0], _DO)
         self._plan(surroundings.clock.now_ns() + self.period_ns)
 
     async def close(self) -> None:
@@ -221,8 +227,7 @@ class Interface(Touchpoint):
         attached = {} if seen is None else dict(seen.attached)
         missing = [name for name in self._names if name != ALL and name not in attached]
         for name in missing if self._around is not None else ():
-            do = "it is counted when it is there"
-            degraded.append(str(AttachError("count on", name, "there is no such interface", do)))
+            degraded.append(str(no_such("count on", name, _DO)))
         for name, why in () if seen is None else seen.troubles.items():
             degraded.append(f"read the driver's statistics of {name}: {why}; the other counters go on")
         if layout.left_out:

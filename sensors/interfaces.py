@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from mapek.bpf.standing import Standing
 from mapek.clock import Timer
@@ -21,7 +21,11 @@ from mapek.model import Entity, Event
 from mapek.sensors.detachments import Detachments
 from mapek.sensors.guard import Guard, Held
 from mapek.sensors.links import Links
+from mapek.sensors.named import absent, named, no_such
 from mapek.supervision import together
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 log = logging.getLogger("mapek")
 
@@ -85,6 +89,10 @@ class Interfaces(Generic[A]):
         """By name: the ifindex that is being attached to, and whether it went meanwhile."""
         self._detachments = Detachments(sensor, verb, reattach, lambda link: self._take(link.name))
 
+    def shortfalls(self, topology: Topology, names: Iterable[str]) -> tuple[str, ...]:
+        """For `Touchpoint.shortfalls`: what `open` would miss now; raises what it would raise."""
+        return tuple(map(str, absent(self._verb, named(names, topology))))
+
     async def open(self, around: Surroundings, names: Iterable[str] = ()) -> None:
         """Attach to each of `names`, by default the interfaces of all paths.
 
@@ -93,8 +101,7 @@ class Interfaces(Generic[A]):
         in the way.
         """
         self._around = around
-        wanted = tuple(names) or (path.interface for path in around.knowledge.topology.paths())
-        self._names = tuple(dict.fromkeys(wanted))
+        self._names = named(names, around.knowledge.topology)
         links = around.shared(Links)
         await links.join(self._hear, around.clock.now_ns)
         self._links = links
@@ -165,8 +172,7 @@ class Interfaces(Generic[A]):
         try:
             entity = Entity("link", name, socket.if_nametoindex(name))
         except OSError as error:
-            do = "check the name; it is attached to when it is there"
-            self.missing[name] = AttachError(self._verb, name, "there is no such interface", do)
+            self.missing[name] = no_such(self._verb, name)
             self.missing[name].__cause__ = error
             return
         if former is not None and former.entity == entity and name not in self.missing:

@@ -24,7 +24,7 @@ from mapek.model import Entity, Event, Frame, Inquiry, Metric, Schema
 from mapek.sensors.detachments import COUNTED, Detachments
 from mapek.sensors.guard import Guard, Held
 from mapek.sensors.inquiries import PathInquiry, RouteInquiry, rounds_of
-from mapek.sensors.link_watch_kernel import VARIANTS, Attachment, Kernel
+from mapek.sensors.link_watch_kernel import NO_INTERFACE, VARIANTS, Attachment, Kernel
 from mapek.sensors.link_watch_layout import (
     ANSWER,
     BACK,
@@ -40,12 +40,13 @@ from mapek.sensors.link_watch_layout import (
     Alarm,
 )
 from mapek.sensors.link_watch_paths import PathTable
+from mapek.sensors.named import absent, named
 from mapek.sensors.probe_port import ProbePort
 from mapek.sensors.prober import Batches, Prober, Target
 from mapek.supervision import together
 
 if TYPE_CHECKING:
-    from mapek.knowledge.topology import Path
+    from mapek.knowledge.topology import Path, Topology
 
 log = logging.getLogger("mapek")
 
@@ -164,8 +165,12 @@ class LinkWatch(Touchpoint):
         self._bursts: dict[tuple[str, str, int], Batches] = {}
         """Prepared once per peer: encoding them takes longer than sending them."""
 
-    def shortfalls(self) -> tuple[str, ...]:
-        return tuple(word for word in (self._kernel.unpinned("every interface"),) if word)
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        missing = absent("watch", named((), topology), NO_INTERFACE)
+        if missing and not self._wait:
+            raise missing[0]
+        words = (*map(str, missing), self._kernel.unpinned("every interface"))
+        return tuple(word for word in words if word)
 
     async def open(self, surroundings: Surroundings) -> None:
         """Load, attach to every interface of every path, begin to probe.

@@ -39,11 +39,13 @@ from mapek.sensors.ingress import NEEDS
 from mapek.sensors.keeper import keeper
 from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
+from mapek.sensors.named import no_such
 from mapek.sensors.prober import Target
 from mapek.sensors.stamp import session_key
 from mapek.sensors.variants import Choice, choose
 
 SLOT: Final = "link_watch"
+NO_INTERFACE: Final = "check the name, or set wait = true to wait for it"
 _SHARED: Final = ("configs", "paths", "peers", "events", "watchdogs")
 _NEEDS: Final = (*NEEDS, "ringbuf", "mmapable_array")
 VARIANTS: Final = (
@@ -169,8 +171,7 @@ class Kernel:
         try:
             ifindex = socket.if_nametoindex(interface)
         except OSError as error:
-            do = "check the name, or set wait = true to wait for it"
-            raise AttachError("watch", interface, "there is no such interface", do) from error
+            raise no_such("watch", interface, NO_INTERFACE) from error
         topology = around.knowledge.topology
         mine = [(i, path) for i, path in enumerate(self._paths) if path.interface == interface]
         targets = {

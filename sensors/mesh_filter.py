@@ -10,7 +10,7 @@ chain that link_watch pinned, they outlive a killed process until the next agent
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from mapek.sensors.mesh_filter_store import LONGEST_NAME, UNKNOWN, Store
 from mapek.sensors.mesh_filter_tables import SHARED, TALLIES, Tables, pack
 from mapek.sensors.mesh_filter_undo import Undo
 from mapek.sensors.probe_port import ProbePort
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 SLOT: Final = "mesh_filter"
 
@@ -133,6 +136,9 @@ class MeshFilter(Touchpoint):
     def registry(self) -> Identities:
         """The identities of this loop. Raises DegradedError while it is not open."""
         return self._open_around().shared(Identities)
+
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        return self._interfaces.shortfalls(topology, self._names)
 
     async def open(self, surroundings: Surroundings) -> None:
         """Make the maps, fill them, attach; raises the first error if no interface is there."""

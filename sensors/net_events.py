@@ -7,7 +7,7 @@ sees what the kernel decides: not what a driver or another machine loses.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFI
 from mapek.sensors.net_events_names import UNSPECIFIED
 from mapek.sensors.net_events_traffic import Traffic
 from mapek.sensors.variants import Choice, choose
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 _RAREST: Final = 0.001
 _HELP: Final = {
@@ -124,7 +127,7 @@ class NetEvents(Touchpoint):
         self._carried: Traffic | None = None
         self._shown = 1
 
-    def shortfalls(self) -> tuple[str, ...]:
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
         choice = choose(self.name, self.variants, self.wanted_variant)
         lesser = choice.variant.name == "tracepoint"
         return tracepoints_lack(self._packets, self._everywhere) if lesser else ()

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,9 @@ from mapek.sensors.syscall_latency_kernel import (
     start,
 )
 from mapek.sensors.syscall_latency_numbers import number_of
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 SYSCALLS: Final = ("read", "write", "sendto", "recvfrom", "connect", "accept", "accept4")
 SELF: Final = "self"
@@ -151,7 +154,7 @@ class SyscallLatency(Touchpoint):
         self._before = np.zeros((0, 0), np.uint64)
         self._lost: dict[str, int] = {}
 
-    def shortfalls(self) -> tuple[str, ...]:
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
         if self._kind == CGROUP:
             require_cgroups()
         return ()

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from mapek.sensors.tc_classifier_classes import MOST, OTHER, REMOVED, TrafficCla
 from mapek.sensors.tc_classifier_kernel import Counting, count_on, exchange
 from mapek.sensors.tc_classifier_table import DIRECTIONS, SLOT_OTHER, build
 from mapek.sensors.variants import Choice, choose
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 _COLUMNS: Final = (
     ("packets", "packets", "Packets of the class, those that it dropped too."),
@@ -108,6 +111,9 @@ class TcClassifier(Touchpoint):
     def classes(self) -> tuple[TrafficClass, ...]:
         """The present ones, the first to match first."""
         return self._classes
+
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        return self._interfaces.shortfalls(topology, self._names)
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""

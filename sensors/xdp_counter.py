@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from struct import Struct
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from mapek.sensors.ingress import NEEDS, IngressProgram, Joined, join_ingress
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.variants import choose
+
+if TYPE_CHECKING:
+    from mapek.knowledge.topology import Topology
 
 FAMILIES: Final = ("ipv4", "ipv6", "other")
 PROTOCOLS: Final = ("tcp", "udp", "icmp", "other")
@@ -115,6 +118,9 @@ class XdpCounter(Touchpoint):
         self._program: IngressProgram | None = None
         self._interfaces = Interfaces("count on", self._attach, sensor=self.name, reattach=reattach)
         self._lost: dict[str, int] = {}
+
+    def shortfalls(self, topology: Topology) -> tuple[str, ...]:
+        return self._interfaces.shortfalls(topology, self._names)
 
     async def open(self, surroundings: Surroundings) -> None:
         """Attach to every interface that is there; raises the first error if none is."""

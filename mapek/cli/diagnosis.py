@@ -62,6 +62,7 @@ def _sensor(one: Verdict) -> dict[str, object]:
         "passed_over": dict(one.passed_over),
         "degraded": list(one.degraded),
         "do": list(one.do),
+        "waits": one.waits,
     }
 
 
@@ -89,7 +90,7 @@ def lines(found: Examined) -> Iterator[str]:
     yield from ("", "sensors")
     for name, verdict in found.sensors.items():
         yield from _told(name, verdict)
-    stuck = [name for name, verdict in found.sensors.items() if verdict.missing]
+    stuck = [name for name, verdict in found.sensors.items() if verdict.missing and not verdict.waits]
     yield ""
     yield from _wrapped(f"cannot run: {', '.join(stuck)}" if stuck else "every configured sensor can run", "")
 
@@ -127,7 +128,7 @@ def _grouped(rows: Iterable[tuple[str, str, str]]) -> Iterator[str]:
 
 def _told(name: str, one: Verdict) -> Iterator[str]:
     if one.missing:
-        yield from _row(name, "no", "; ".join(one.missing))
+        yield from _row(name, "waits" if one.waits else "no", "; ".join(one.missing))
     else:
         yield from _row(name, "yes", f"will run as {one.variant}" if one.variant else "will run")
     for word in one.degraded:

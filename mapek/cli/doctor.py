@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Verdict:
         passed_over: why not in each better variant, by name.
         degraded: what it will do without, in the words that `/health` and `/metrics` will have.
         do: what would make it run, or run better.
+        waits: what is missing may come, and an agent of this configuration starts and waits for it.
     """
 
     variant: str = ""
@@ -37,6 +38,7 @@ class Verdict:
     passed_over: tuple[tuple[str, str], ...] = ()
     degraded: tuple[str, ...] = ()
     do: tuple[str, ...] = ()
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Examined:
 
     @property
     def well(self) -> bool:
-        """Whether programs can be loaded at all, and every configured sensor can run."""
-        return not self.kernel.trouble and not any(one.missing for one in (self.sensors or {}).values())
+        """Whether programs can be loaded at all, and every configured sensor can run, or waits."""
+        stuck = [one for one in (self.sensors or {}).values() if one.missing and not one.waits]
+        return not self.kernel.trouble and not stuck
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,18 +105,12 @@ def _parts() -> dict[Part, Told]:
 
 def _sensors(config: Config) -> dict[str, Verdict]:
     """How each sensor of `config` would run here."""
-    found = {name: _verdict(name, chosen, config) for name, chosen in config.sensors.items()}
-    if absent := sorted({path.interface for path in config.topology.paths()} - _interfaces()):
-        known = found.get("link_watch", Verdict())
-        missing = (*known.missing, f"no interface {', '.join(absent)}")
-        do = (*known.do, f"make {', '.join(absent)}, or correct `interface` of the paths")
-        found["link_watch"] = replace(known, missing=missing, do=do)
-    return found
+    return {name: _verdict(name, chosen, config) for name, chosen in config.sensors.items()}
 
 
 def _verdict(name: str, chosen: object, config: Config) -> Verdict:
     from mapek import plugins
-    from mapek.errors import MapekError
+    from mapek.errors import MapekError, TemporaryError
     from mapek.sensors.variants import choose, cures
 
     try:
@@ -122,17 +119,13 @@ def _verdict(name: str, chosen: object, config: Config) -> Verdict:
         return Verdict(missing=(str(error),), do=(error.do,) if error.do else ())
     do = cures(plugin.variants, plugin.wanted_variant)
     try:
-        shortfalls = plugin.shortfalls()
         choice = choose(name, plugin.variants, plugin.wanted_variant) if plugin.variants else None
+        shortfalls = plugin.shortfalls(config.topology)
     except MapekError as error:
-        return Verdict(missing=(str(error),), do=tuple(dict.fromkeys(one for one in (*do, error.do) if one)))
+        cures_it = tuple(dict.fromkeys(one for one in (*do, error.do) if one))
+        waits = config.loop.wait and isinstance(error, TemporaryError)
+        return Verdict(missing=(str(error),), do=cures_it, waits=waits)
     if choice is None:
         return Verdict(degraded=shortfalls)
     degraded = (*choice.degraded(), *shortfalls)
     return Verdict(choice.variant.name, (), tuple(choice.passed_over.items()), degraded, do)
-
-
-def _interfaces() -> set[str]:
-    import socket
-
-    return {name for _, name in socket.if_nameindex()}

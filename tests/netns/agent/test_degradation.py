@@ -40,6 +40,8 @@ key_file = "b.key"
 [[peer.path]]
 interface = "near"
 address = "10.77.0.2"
+[sensors.xdp_counter]
+interfaces = ["near", "absent"]
 [sensors.mesh_filter]
 [sensors.batadv]
 [sensors.batman_adv]

@@ -113,3 +113,29 @@ def test_everything_that_our_objects_demand_can_be_asked_and_has_a_version():
         elif part.kind == "instruction":
             assert part.name in {*parts._INSTRUCTIONS, "global_data"}
     assert {way for way, _ in parts._WAYS.values()} <= features.FEATURES.keys()
+
+
+NOWHERE = """
+[node]
+name = "a"
+[loop]
+wait = {wait}
+[sensors.link_watch]
+enabled = false
+[sensors.netlink]
+enabled = false
+[sensors.interface]
+interfaces = ["no-such"]
+"""
+
+
+@pytest.mark.parametrize(("wait", "word"), [("false", "no"), ("true", "waits")])
+def test_an_interface_that_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str], wait: str, word: str):
+    file = tmp_path / "node.toml"
+    file.write_text(NOWHERE.format(wait=wait))
+    file.chmod(0o600)
+    main(["doctor", "-c", str(file)])
+    text = " ".join(capsys.readouterr().out.partition("\nsensors\n")[2].split())
+    assert f"interface {word} count on no-such: there is no such interface; check the name" in text
+    assert ("cannot run: interface" in text) == (word == "no")
+    assert "link_watch" not in text
