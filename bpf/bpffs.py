@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 
 BPFFS: Final = Path("/sys/fs/bpf")
+OURS: Final = BPFFS / "mapek"
+"""All that agents pin is below."""
 
 
 def mounted(place: Path) -> tuple[str, frozenset[str]] | None:

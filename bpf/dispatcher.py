@@ -264,15 +264,17 @@ class Dispatcher:
             (pin_dir / "chain").unlink(missing_ok=True)
             self._link = None
             return False
-        old = _same_chain(pin_dir / "chain")
         spec = ObjectSpec.read(object_path("dispatcher"))
-        loaded = self._object = load(spec, reuse={"chain": old} if old is not None else None)
+        old = _same_chain(pin_dir / "chain")
+        try:
+            loaded = self._object = load(spec, reuse={"chain": old} if old is not None else None)
+        finally:
+            if old is not None:
+                old.close()
         self._chain = _prog_array(loaded.maps["chain"])
         if old is None:
             (pin_dir / "chain").unlink(missing_ok=True)
             self._chain.pin(pin_dir / "chain")
-        else:
-            old.close()
         link.update(loaded.programs["dispatcher"])
         for index, name in enumerate(SLOTS):
             # Its owner is dead: nobody could release what it drops, and who is configured again joins by itself.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mapek.bpf.attempts import Answer
-from mapek.bpf.bpffs import BPFFS, mounted
+from mapek.bpf.bpffs import BPFFS, OURS, mounted
 from mapek.bpf.capabilities import effective
 from mapek.bpf.features import kernel_version
 
@@ -100,14 +100,17 @@ def _bpffs() -> Condition:
     if "ro" in mount[1]:
         return Condition("bpffs", Answer.NO, f"{BPFFS} is read only", f"mount -o remount,rw {BPFFS}")
     try:
-        status = os.stat(BPFFS)
+        # Made for us by somebody who may, it is all that we need.
+        place = OURS if OURS.is_dir() else BPFFS
+        status = os.stat(place)
     except OSError as error:
         return Condition("bpffs", Answer.UNKNOWN, f"{BPFFS}: {error.strerror}", "run as root")
     owned = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
-    if os.access(BPFFS, os.W_OK, effective_ids=True):
-        return Condition("bpffs", Answer.YES, f"{BPFFS}, writable ({owned})")
-    said = f"{BPFFS} is not writable for uid {os.geteuid()} ({owned})"
-    return Condition("bpffs", Answer.NO, said, f"chown {os.geteuid()} {BPFFS}, or run as root")
+    if os.access(place, os.W_OK, effective_ids=True):
+        return Condition("bpffs", Answer.YES, f"{place}, writable ({owned})")
+    said = f"{place} is not writable for uid {os.geteuid()} ({owned})"
+    do = f"install -d -m 0700 -o {os.geteuid()} {OURS}, as root and where this user may enter {BPFFS}; or run as root"
+    return Condition("bpffs", Answer.NO, said, do)
 
 
 def _jit() -> Condition:

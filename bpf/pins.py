@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mapek.bpf.bpffs import BPFFS, mounted
+from mapek.bpf.bpffs import BPFFS, OURS, mounted
 from mapek.errors import PinError
 
 _AGENT, NEW, MAP, LINK, PROGRAM, LAYOUT = "agent:", "new:", "map:", "link:", "program:", "layout"
@@ -35,7 +35,7 @@ END: Final = "mapek release ends it, or set persist = false"
 
 def root() -> Path:
     """Of all that agents keep in the calling thread's network namespace."""
-    return BPFFS / "mapek" / str(os.stat("/proc/thread-self/ns/net").st_ino)
+    return OURS / str(os.stat("/proc/thread-self/ns/net").st_ino)
 
 
 def chain_dir(interface: str) -> Path:
@@ -45,17 +45,16 @@ def chain_dir(interface: str) -> Path:
 
 def trouble() -> str:
     """Why nothing can be pinned here; "" when it can."""
-    if (
-        (mount := mounted(BPFFS)) is None
-        or mount[0] != "bpf"
-        or not os.access(BPFFS, os.W_OK, effective_ids=True)
-    ):
-        return f"{BPFFS} is no writable bpffs"
+    no = f"{BPFFS} is no writable bpffs"
+    if (mount := mounted(BPFFS)) is None or mount[0] != "bpf" or "ro" in mount[1]:
+        return no
     try:
-        owner = (BPFFS / "mapek").lstat().st_uid
+        owner = OURS.lstat().st_uid
     except FileNotFoundError:
-        return ""
-    return "" if owner == os.geteuid() else f"{BPFFS / 'mapek'} belongs to user {owner}"
+        return "" if os.access(BPFFS, os.W_OK, effective_ids=True) else no
+    except PermissionError:
+        return no
+    return "" if owner == os.geteuid() else f"{OURS} belongs to user {owner}"
 
 
 def seen(path: Path) -> bool:

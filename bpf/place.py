@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from mapek.bpf import syscall
-from mapek.bpf.bpffs import BPFFS
+from mapek.bpf.bpffs import OURS
 from mapek.bpf.layout import Layout, parse
 from mapek.bpf.maps import BPF_ANY, Map, create_map, open_map
 from mapek.bpf.pins import END, LAYOUT, LINK, MAP, NEW, PROGRAM, check, check_pin, clear, ensure, seen
@@ -71,7 +71,7 @@ class Place:
 
         Raises PinError for what is not ours, or not what it should be.
         """
-        for path in (BPFFS / "mapek", self.agent.parent, self.agent, self.path):
+        for path in (OURS, self.agent.parent, self.agent, self.path):
             check(path)
         clear(self.agent / f"{NEW}{self.name}")
         if not self.exists():

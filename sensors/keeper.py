@@ -81,11 +81,17 @@ class Keeper:
         if not self._sensors or pins.trouble():
             return
         try:
-            for place in places(agent):
-                if place.sensor not in self._sensors:
-                    Kept.end(place)
-        except (MapekError, OSError) as error:
+            found = places(agent)
+        except MapekError as error:
             log.warning("%s", error)
+            return
+        for place in found:
+            if place.sensor not in self._sensors:
+                # What is in use, or is not ours, keeps nobody from the others.
+                try:
+                    Kept.end(place)
+                except (MapekError, OSError) as error:
+                    log.warning("%s", error)
 
 
 def keeper(around: Surroundings) -> Keeper:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mapek.bpf.bpffs import OURS
 from mapek.errors import AttachError, MapekError, PrivilegeError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from mapek.bpf.clsact import ClsactFilter
     from mapek.bpf.xdp import Link
 
-PINS: Final = Path("/sys/fs/bpf/mapek")
 _OURS: Final = "dispatcher"
 """The kernel's name of the program that owns the hook, and `chain` that of its program array."""
 
@@ -56,7 +56,10 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _release(arguments: argparse.Namespace) -> int:
-    folder = PINS / str(os.stat("/proc/thread-self/ns/net").st_ino)
+    from mapek.bpf import pins
+
+    check_own(OURS)
+    folder = pins.root()
     found = [*release(folder, dry_run=arguments.dry_run), *release_filters(dry_run=arguments.dry_run)]
     if arguments.json:
         print(json.dumps([asdict(one) for one in found]))
@@ -154,7 +157,8 @@ def check_own(path: Path) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise AttachError("release", path, "it is a symbolic link, which no agent makes", "look who did")
     if found.st_uid != os.geteuid():
-        raise AttachError("release", path, f"it belongs to user {found.st_uid}", "run as that user")
+        do = f"run as that user, or rm -r {path} when no agent of his runs"
+        raise AttachError("release", path, f"it belongs to user {found.st_uid}", do)
 
 
 def _check_names(place: Path) -> None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mapek.bpf.bpffs import OURS
 from mapek.bpf.holders import users
 from mapek.cli.bpf import spaces
 from mapek.cli.release import Left, check_own, release, release_filters
@@ -52,14 +53,10 @@ def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _clean(arguments: argparse.Namespace) -> int:
-    found = clean(spaces.own(), dry_run=arguments.dry_run)
+    reached = spaces.reachable() if arguments.all else [spaces.own()]
+    found = [one for space in reached for one in clean(space, dry_run=arguments.dry_run)]
     if arguments.all:
-        others = spaces.others()
-        for space in others:
-            found += clean(space, dry_run=arguments.dry_run)
-        found += unreachable(
-            {found.namespace for found in found} | {one.inode for one in others}, arguments.dry_run
-        )
+        found += unreachable({one.inode for one in reached}, arguments.dry_run)
     if arguments.json:
         print(json.dumps([{"namespace": one.namespace, **asdict(one.left)} for one in found]))
     else:
@@ -88,7 +85,7 @@ def clean(space: spaces.Space, *, dry_run: bool = False) -> list[Found]:
 
     def work() -> list[Left]:
         with _alone(space.file):
-            found = [*_pins(spaces.ROOT, space.inode, dry_run)]
+            found = [*_pins(OURS, space.inode, dry_run)]
             for pid in space.pids:
                 found += _pins_of(pid, space.inode, dry_run)
             return [*found, *release_filters(dry_run=dry_run), *release_xdp(dry_run=dry_run)]
@@ -103,7 +100,7 @@ def clean(space: spaces.Space, *, dry_run: bool = False) -> list[Found]:
 
 def _pins_of(pid: int, inode: int, dry_run: bool) -> list[Left]:
     """What is pinned on the bpffs that a process in another mount namespace sees."""
-    seen = f"/proc/{pid}/root{spaces.ROOT}"
+    seen = f"/proc/{pid}/root{OURS}"
     try:
         with spaces.folder_of(pid) as root:
             if root is None:
@@ -120,7 +117,7 @@ def _pins_of(pid: int, inode: int, dry_run: bool) -> list[Left]:
 
 def _pins(root: Path, inode: int, dry_run: bool) -> list[Left]:
     try:
-        if root == spaces.ROOT:
+        if root == OURS:
             check_own(root)
         return release(root / str(inode), dry_run=dry_run)
     except AttachError as error:
@@ -129,15 +126,14 @@ def _pins(root: Path, inode: int, dry_run: bool) -> list[Left]:
 
 def unreachable(reached: set[int], dry_run: bool) -> list[Found]:
     """What is pinned of namespaces that nobody is in any more; their interfaces went with them."""
-    reached = reached | {spaces.own().inode}
     try:
-        check_own(spaces.ROOT)
-        names = sorted(one.name for one in spaces.ROOT.iterdir() if one.name.isdecimal())
+        check_own(OURS)
+        names = sorted(one.name for one in OURS.iterdir() if one.name.isdecimal())
     except (OSError, MapekError):
         return []  # said of our own namespace already
     found = []
     for inode in (int(name) for name in names if int(name) not in reached):
-        for left in _pins(spaces.ROOT, inode, dry_run):
+        for left in _pins(OURS, inode, dry_run):
             keep = "its network namespace cannot be reached" if "of this network" in left.keep else left.keep
             found.append(Found(inode, Left(left.interface, left.path, keep, left.kind)))
     return found

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mapek.bpf.apart import apart
+from mapek.bpf.bpffs import OURS
 from mapek.errors import PrivilegeError
 
 T = TypeVar("T")
-ROOT: Final = Path("/sys/fs/bpf/mapek")
 KEPT: Final = Path("/run/netns")
 
 
@@ -38,8 +38,8 @@ def own() -> Space:
     return Space(file.stat().st_ino, file)
 
 
-def others() -> list[Space]:
-    """All that can be reached but the calling thread's, by inode number."""
+def reachable() -> list[Space]:
+    """All that can be reached, the calling thread's first, then by inode number."""
     here = os.stat("/proc/thread-self/ns/net")
     mine = os.stat("/proc/thread-self/ns/mnt").st_ino
     files: dict[int, Path] = {}
@@ -48,12 +48,14 @@ def others() -> list[Space]:
         with contextlib.suppress(OSError):
             found = path.stat()
             # A name in /run/netns may be any file.
-            if found.st_dev != here.st_dev or found.st_ino == here.st_ino:
+            if found.st_dev != here.st_dev:
                 continue
             files.setdefault(found.st_ino, path)
             if pid and (mount := os.stat(f"/proc/{pid}/ns/mnt").st_ino) != mine:
                 pids.setdefault(found.st_ino, {}).setdefault(mount, pid)
-    return [Space(ino, file, tuple(pids.get(ino, {}).values())) for ino, file in sorted(files.items())]
+    files[here.st_ino] = own().file
+    spaces = [Space(ino, file, tuple(pids.get(ino, {}).values())) for ino, file in sorted(files.items())]
+    return sorted(spaces, key=lambda one: one.inode != here.st_ino)
 
 
 def _files() -> Iterator[tuple[Path, int]]:
@@ -91,7 +93,7 @@ def folder_of(pid: int) -> Iterator[Path | None]:
     """
     fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY)
     try:
-        for part in ROOT.parts[1:]:
+        for part in OURS.parts[1:]:
             try:
                 step = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
             except FileNotFoundError:

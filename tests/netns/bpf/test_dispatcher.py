@@ -201,6 +201,25 @@ async def test_restart_without_a_gap(wire: Wire, pins: Path):
     member.close()
 
 
+async def test_a_take_over_that_fails_leaves_no_descriptor(
+    wire: Wire, pins: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await (await Dispatcher.attach(wire.near, pin_dir=pins)).release(keep=True)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fail(*_: object, **__: object) -> LoadedObject:
+        raise AttachError("load", "dispatcher", "out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mapek.bpf.dispatcher.load", fail)
+        for _ in range(5):
+            with pytest.raises(AttachError, match="out of memory"):
+                await Dispatcher.attach(wire.near, pin_dir=pins)
+    assert len(os.listdir("/proc/self/fd")) == before
+    await (await Dispatcher.attach(wire.near, pin_dir=pins)).release(keep=False)
+    assert read_xdp(wire.near) is None
+
+
 AGENT = """
 import asyncio, sys
 from mapek.bpf import Dispatcher, ObjectSpec, object_path

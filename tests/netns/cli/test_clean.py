@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp, syscall
+from mapek.bpf.bpffs import OURS
 from mapek.bpf.clsact import PRIORITY
 from mapek.cli import main
 from mapek.cli.bpf import clean as command
@@ -84,7 +85,7 @@ def space() -> Iterator[Space]:
 
 
 def pins() -> Path:
-    return spaces.ROOT / str(os.stat("/proc/thread-self/ns/net").st_ino)
+    return OURS / str(os.stat("/proc/thread-self/ns/net").st_ino)
 
 
 def clean(*words: str) -> tuple[int, list[dict[str, str]], str]:
@@ -262,7 +263,7 @@ def test_another_namespace(space):
     home = Space.new()
     try:
         with home.entered():
-            (one,) = [one for one in spaces.others() if one.inode == inode]
+            (one,) = [one for one in spaces.reachable() if one.inode == inode]
             found = command.clean(one)
             assert sorted((each.left.kind, each.left.keep) for each in found) == [
                 ("chain", ""), ("tc filter", ""), ("tc filter", "")

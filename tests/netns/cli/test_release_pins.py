@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mapek.bpf import ObjectSpec, load, object_path
+from mapek.bpf.bpffs import OURS
 from mapek.bpf.clsact import PRIORITY
 from mapek.simulations.agent import Mapek
 from mapek.simulations.lab import Lab, Node
@@ -172,3 +174,14 @@ async def test_filters_of_an_agent_that_was_killed(lab: Lab):
     assert (code, [bool(one["keep"]) for one in found]) == (1, [False, True, False])
     assert await node.namespace.run(on_tc) == ({"clsact"} | before[0], ["mapek:other:1"])
     await node.namespace.run(lambda: forge("del-filter"))
+
+
+def test_a_service_that_pins_as_its_own_user_is_named():
+    """Its folder is in the place of ours, and what is in it lies one level deeper: there is something left."""
+    script = f"mount -t bpf bpf /sys/fs/bpf; install -d -m 0700 -o 65534 {OURS}; exec {sys.executable} -m mapek release"
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-e", "-c", script],
+        cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"release {OURS}: it belongs to user 65534; run as that user, or rm -r {OURS} when" in done.stderr

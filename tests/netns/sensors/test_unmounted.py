@@ -94,3 +94,37 @@ def test_tracepoints_name_what_is_to_be_mounted(told: dict[str, list[str]], what
     assert kind == "FeatureError"
     assert "mount -t tracefs tracefs /sys/kernel/tracing" in message
     assert "\n" not in message
+
+
+OURS = """
+mount -t bpf bpf /sys/fs/bpf
+chmod 0755 /sys/fs/bpf
+[ -z "$1" ] || install -d -m 0700 -o "$1" /sys/fs/bpf/mapek
+exec setpriv --reuid 65534 --regid 65534 --clear-groups "$2" -c "$3"
+"""
+ASKED = """
+from mapek.bpf import host, pins
+(found,) = [one for one in host.conditions() if one.name == "bpffs"]
+print(found.answer.value, "|", pins.trouble(), "|", found.do)
+"""
+
+
+@pytest.mark.needs("bpffs")
+@pytest.mark.parametrize(
+    ("owner", "answer", "trouble", "do"),
+    [
+        ("", "no", "/sys/fs/bpf is no writable bpffs", "install -d -m 0700 -o 65534 /sys/fs/bpf/mapek"),
+        ("65534", "yes", "", ""),
+        ("1", "no", "/sys/fs/bpf/mapek belongs to user 1", "install -d"),
+    ],
+)
+def test_a_folder_that_somebody_made_for_us_is_enough(owner: str, answer: str, trouble: str, do: str):
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-e", "-c", OURS, "sh", owner, sys.executable, ASKED],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [part.strip() for part in done.stdout.split("|")]
+    assert found[:2] == [answer, trouble]
+    assert found[2].startswith(do)
+    assert (found[2] == "") == (do == "")
