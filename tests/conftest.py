@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Check every `needs` before the first test runs; leave out rows of long tables where that was asked."""
     for item in items:
         _needs(item)
-    if keep := thin.rows():
+    if (keep := thin.rows())[0]:
         items[:], left = thin.thinned(items, _table, keep, _is_tried)
         config.hook.pytest_deselected(items=left)
 

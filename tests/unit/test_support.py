@@ -103,18 +103,29 @@ def test_a_deadline_is_stretched_where_that_is_asked(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("keep", "kept"),
-    [(0, "a0 a1 a2 a3 a4 b0"), (1, "a0 b0"), (2, "a0 a4 b0"), (3, "a0 a2 a4 b0"), (9, "a0 a1 a2 a3 a4 b0")],
+    [
+        ("", "a0 a1 a2 a3 a4 b0"),
+        ("1", "a0 b0"),
+        ("2", "a0 a4 b0"),
+        ("3", "a0 a2 a4 b0"),
+        ("9", "a0 a1 a2 a3 a4 b0"),
+        ("0/3", "a0 b0"),
+        ("1/3", "a2 b0"),
+        ("2/3", "a4 b0"),
+        ("7/9", "a2 b0"),
+    ],
 )
-def test_long_tables_are_thinned_evenly(keep: int, kept: str) -> None:
+def test_long_tables_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch, keep: str, kept: str) -> None:
+    monkeypatch.setenv("MAPEK_ROWS", keep)
     found = "a0 a1 a2 a3 a4 b0".split()
-    chosen, left = thin.thinned(found, lambda row: row[0], keep)
+    chosen, left = thin.thinned(found, lambda row: row[0], thin.rows())
     assert chosen == kept.split()
     assert sorted(chosen + left) == found
 
 
 def test_rows_that_run_here_are_kept_first() -> None:
     found = "a0 a1 a2 b0".split()
-    chosen, left = thin.thinned(found, lambda row: row[0], 1, lambda row: row in ("a1", "a2"))
+    chosen, left = thin.thinned(found, lambda row: row[0], (1, None), lambda row: row in ("a1", "a2"))
     assert chosen == ["a1", "b0"]
     assert left == ["a0", "a2"]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.vm import boot, store
-from tools.vm.catalogue import Entry
+from tools.vm.catalogue import CATALOGUE, Entry
 from tools.vm.problem import Problem
 from tools.vm.results import Result, of_junit, table, write_summary
 
@@ -37,7 +37,6 @@ PACKAGES = {
 }
 PATHS = ("tests/netns",)
 SLOWNESS = 20  # of a guest under emulation; deadlines of tests are stretched by it
-ROWS = 1  # kept of each table of tests: see tests/support/thin.py
 _TEST_TIMEOUT_S = 240
 # Coverage is the host's business; hypothesis' plugin only reports.
 _WITHOUT = [
@@ -121,7 +120,7 @@ def _collect(plan: Plan) -> dict[str, int]:
     writing = {name: value for name, value in os.environ.items() if name not in _NO_BYTECODE}
     done = subprocess.run(
         [*_pytest(plan), "--collect-only", "-qq"], check=False, capture_output=True, text=True, cwd=_ROOT,
-        env=writing | {"MAPEK_ROWS": str(ROWS), "MAPEK_LEAKS": "report"},
+        env=writing | {"MAPEK_ROWS": "1", "MAPEK_LEAKS": "report"},
     )  # fmt: skip
     if done.returncode:
         raise Problem(f"collecting the tests marked `kernel`: {done.stdout.strip()[-2000:]}")
@@ -142,7 +141,8 @@ def _one(plan: Plan, files: list[str], ends: float, entry: Entry, kernel: store.
             "MAPEK_REQUIRE_ALL": "1",
             "MAPEK_PROMISED": ",".join(entry.promises),
             "MAPEK_TIME_SCALE": str(SLOWNESS),
-            "MAPEK_ROWS": str(ROWS),
+            # One row of each table of tests, on each kernel another one: see tests/support/thin.py
+            "MAPEK_ROWS": f"{CATALOGUE.index(entry)}/{len(CATALOGUE)}",
             "MAPEK_LEAKS": "end",
         },
     )  # fmt: skip
