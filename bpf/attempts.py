@@ -48,6 +48,11 @@ def judge(result: int, yes: tuple[int, ...] = ()) -> Answer:
     return Answer.NO if result in UNSUPPORTED else Answer.UNKNOWN
 
 
+def hides_helper(log: str) -> bool:
+    """Does the verifier say that this kernel, or this type of program, has no such helper?"""
+    return any(words in log for words in ("unknown func", "invalid func", "cannot use helper"))
+
+
 @contextlib.contextmanager
 def new_map(
     kind: int,

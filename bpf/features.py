@@ -18,11 +18,10 @@ from collections.abc import Callable
 from typing import Final
 
 from mapek.bpf import helpers, syscall
-from mapek.bpf.attempts import RETURN_2, judge, new_map, new_program
+from mapek.bpf.attempts import RETURN_2, hides_helper, judge, new_map, new_program
 from mapek.bpf.attempts import Answer as Answer
 from mapek.bpf.names import MAP_SINCE
 from mapek.bpf.spec import ObjectSpec
-from mapek.bpf.worker import in_thread
 from mapek.errors import FeatureError, MapekError
 
 
@@ -74,11 +73,6 @@ def deny(feature: str) -> None:
 def features() -> dict[str, Answer]:
     """All probes' answers, by name; blocks for some ms."""
     return {name: probe(name) for name in FEATURES}
-
-
-async def features_async() -> dict[str, Answer]:
-    """`features` in a thread."""
-    return await in_thread(features)
 
 
 def _probe_map(kind: int, key: int, value: int, entries: int, flags: int = 0) -> Callable[[], Answer]:
@@ -183,8 +177,7 @@ def _task_storage() -> Answer:
     with new_program(_RAW_TRACEPOINT, (0x85, 0, 0, 156), *RETURN_2) as (fd, log):
         if fd < 0 and not log:
             return Answer.UNKNOWN
-        unknown = "unknown func" in log or "invalid func" in log or "cannot use helper" in log
-        return Answer.NO if unknown else Answer.YES
+        return Answer.NO if hides_helper(log) else Answer.YES
 
 
 def _kprobe() -> Answer:

@@ -182,7 +182,7 @@ def _program(ident: int, kernel: _Kernel) -> Loaded | None:
 
 def _memory(map_id: int, known: dict[int, int]) -> int:
     if map_id not in known:
-        known[map_id] = whereabouts.memory(map_id)
+        known[map_id] = syscall.map_bytes(map_id)
     return known[map_id]
 
 

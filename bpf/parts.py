@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from mapek.bpf import features, helpers, rtnl, syscall
-from mapek.bpf.attempts import Answer, Code, judge, new_map, new_program, registers
+from mapek.bpf.attempts import Answer, Code, hides_helper, judge, new_map, new_program, registers
 from mapek.bpf.demands import Part
 from mapek.bpf.names import MAP_SINCE, MAP_TYPES, PROGRAM_SINCE, PROGRAM_TYPES
 from mapek.errors import MapekError
@@ -67,13 +67,13 @@ _INSTRUCTIONS: Final[dict[str, tuple[str, tuple[Code, ...]]]] = {
     ),
     "callback": ("5.13", ((0x18, registers(1, 4), 0, 3), (0, 0, 0, 0), *_EXIT, *_EXIT)),
 }
-_WAYS: Final[dict[str, tuple[str, str]]] = {
-    "xdp_link": ("xdp_link", ""),
-    "tcx": ("tcx", ""),
-    "raw_tp": ("raw_tp", ""),
-    "tp_btf": ("tp_btf", ""),
-    "kprobe": ("kprobe", ""),
-    "tracepoint": ("tracefs", ""),
+_WAYS: Final[dict[str, str]] = {
+    "xdp_link": "xdp_link",
+    "tcx": "tcx",
+    "raw_tp": "raw_tp",
+    "tp_btf": "tp_btf",
+    "kprobe": "kprobe",
+    "tracepoint": "tracefs",
 }
 
 _sure: Final[dict[Part, Answer]] = {}
@@ -97,7 +97,7 @@ def since(part: Part) -> str:
     """What brings `part`, in words ("kernel 5.8"); "" where that is not known."""
     if part.kind == "attachment":
         if part.name in _WAYS:
-            return features.since(_WAYS[part.name][0])
+            return features.since(_WAYS[part.name])
         return {"xdp_netlink": "kernel 4.8", "clsact": "kernel 4.5 with CONFIG_NET_CLS_BPF"}.get(
             part.name, ""
         )
@@ -197,8 +197,7 @@ def _helper(name: str, of: str) -> Answer:
             return _believed(judge(fd))
         if "unknown#" in log:
             return Answer.NO
-        hidden = any(words in log for words in ("unknown func", "invalid func", "cannot use helper"))
-        return _believed(Answer.NO) if hidden else Answer.YES
+        return _believed(Answer.NO) if hides_helper(log) else Answer.YES
 
 
 def _instruction(name: str) -> Answer:
@@ -223,7 +222,7 @@ def _code(code: tuple[Code, ...]) -> Answer:
 
 def _attachment(name: str) -> Answer:
     if name in _WAYS:
-        return features.probe(_WAYS[name][0])
+        return features.probe(_WAYS[name])
     ask: dict[str, Callable[[], Answer]] = {"xdp_netlink": _xdp_netlink, "clsact": _clsact}
     return ask[name]() if name in ask else Answer.UNKNOWN
 

@@ -21,7 +21,7 @@ from mapek.bpf.program import Program
 
 FEWEST: Final = 1000
 """Runs below which a mean is not told."""
-_ENABLE_STATS, _MAP_GET_FD_BY_ID = 32, 14
+_ENABLE_STATS = 32
 _RUN_TIME: Final = 192  # of struct bpf_prog_info: run_time_ns, run_cnt, recursion_misses, verified_insns
 _SYSCTL: Final = Path("/proc/sys/kernel/bpf_stats_enabled")
 
@@ -133,23 +133,4 @@ class Watched:
 
 def _size(fd: int) -> Size:
     jited = struct.unpack_from("=I", syscall.info(fd, 232), 16)[0]
-    return Size(jited, _charged(fd), sum(map(_map_bytes, syscall.map_ids(fd))))
-
-
-def _map_bytes(ident: int) -> int:
-    try:
-        fd = syscall.fd_by_id(_MAP_GET_FD_BY_ID, ident)
-    except FileNotFoundError:
-        return 0
-    try:
-        return _charged(fd)
-    finally:
-        os.close(fd)
-
-
-def _charged(fd: int) -> int:
-    """`memlock` of its fdinfo: from 5.11 on no limit, but the kernel goes on to say it."""
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-        if line.startswith("memlock:"):
-            return int(line.split()[1])
-    return 0
+    return Size(jited, syscall.charged(fd), sum(map(syscall.map_bytes, syscall.map_ids(fd))))

@@ -205,22 +205,6 @@ def perf_events(pids: Iterable[int]) -> Iterator[Place]:
                         )
 
 
-def memory(map_id: int) -> int:
-    """Bytes of kernel memory that a map takes, as the kernel says; 0 where it is gone."""
-    try:
-        fd = syscall.fd_by_id(syscall.MAP_GET_FD_BY_ID, map_id)
-    except (MapekError, OSError):
-        return 0
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("memlock:"):
-                    return int(line.partition(":")[2])
-    finally:
-        os.close(fd)
-    return 0
-
-
 def _dump(kind: int, body: bytes) -> list[bytes]:
     try:
         return rtnl.dump(kind, body)

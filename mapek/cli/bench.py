@@ -25,7 +25,7 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    from mapek.cli.machine import missing_for_lab
+    from mapek.cli.lab_needs import missing_for_lab
     from mapek.errors import ConfigError, PrivilegeError
     from mapek.simulations.bench import run_bench
 

@@ -27,7 +27,7 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from mapek.cli.machine import missing_for_lab
+    from mapek.cli.lab_needs import missing_for_lab
 
     _must_be_writable(arguments.out)
     lacks = [] if arguments.replay else missing_for_lab()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from mapek.bpf.demands import KINDS, Part
 from mapek.bpf.host import GRANTS
-from mapek.cli.doctor import Examined, Told, Verdict
 from mapek.sensors.cures import cure
+
+if TYPE_CHECKING:
+    from mapek.bpf.host import Condition
+    from mapek.service.kernel import Kernel
 
 _WIDTH: Final = 80
 _NAME: Final = 20
@@ -21,6 +25,52 @@ _PLURALS: Final = {
     "helper": "helpers",
     "instruction": "instructions",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one configured sensor: in which `variant` it will run ("" where it needs none or cannot run at all).
+
+    Args:
+        missing: what keeps it from running.
+        passed_over: why not in each better variant, by name.
+        degraded: what it will do without, in the words that `/health` and `/metrics` will have.
+        do: what would make it run, or run better.
+        waits: what is missing may come, and an agent of this configuration starts and waits for it.
+    """
+
+    variant: str = ""
+    missing: tuple[str, ...] = ()
+    passed_over: tuple[tuple[str, str], ...] = ()
+    degraded: tuple[str, ...] = ()
+    do: tuple[str, ...] = ()
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Of one part that our objects demand: "yes", "no" or "unknown", what brings it, and which objects use it."""
+
+    answer: str
+    since: str
+    used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """All that was found; `sensors` is None without a configuration."""
+
+    kernel: Kernel
+    conditions: tuple[Condition, ...]
+    granted: Mapping[str, bool]
+    parts: Mapping[Part, Told]
+    sensors: Mapping[str, Verdict] | None
+
+    @property
+    def well(self) -> bool:
+        """Whether programs can be loaded at all, and every configured sensor can run, or waits."""
+        stuck = [one for one in (self.sensors or {}).values() if one.missing and not one.waits]
+        return not self.kernel.trouble and not stuck
 
 
 def document(found: Examined) -> dict[str, object]:

@@ -8,63 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-    from collections.abc import Mapping
 
     from mapek.bpf.demands import Part
-    from mapek.bpf.host import Condition
+    from mapek.cli.diagnosis import Told, Verdict
     from mapek.config import Config
-    from mapek.service.kernel import Kernel
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Of one configured sensor: in which `variant` it will run ("" where it needs none or cannot run at all).
-
-    Args:
-        missing: what keeps it from running.
-        passed_over: why not in each better variant, by name.
-        degraded: what it will do without, in the words that `/health` and `/metrics` will have.
-        do: what would make it run, or run better.
-        waits: what is missing may come, and an agent of this configuration starts and waits for it.
-    """
-
-    variant: str = ""
-    missing: tuple[str, ...] = ()
-    passed_over: tuple[tuple[str, str], ...] = ()
-    degraded: tuple[str, ...] = ()
-    do: tuple[str, ...] = ()
-    waits: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Of one part that our objects demand: "yes", "no" or "unknown", what brings it, and which objects use it."""
-
-    answer: str
-    since: str
-    used_by: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """All that was found; `sensors` is None without a configuration."""
-
-    kernel: Kernel
-    conditions: tuple[Condition, ...]
-    granted: Mapping[str, bool]
-    parts: Mapping[Part, Told]
-    sensors: Mapping[str, Verdict] | None
-
-    @property
-    def well(self) -> bool:
-        """Whether programs can be loaded at all, and every configured sensor can run, or waits."""
-        stuck = [one for one in (self.sensors or {}).values() if one.missing and not one.waits]
-        return not self.kernel.trouble and not stuck
 
 
 def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -84,7 +35,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from mapek.service.kernel import examine
 
     config = load_config(arguments.config) if arguments.config else None
-    found = Examined(
+    found = diagnosis.Examined(
         examine(), host.conditions(), host.granted(), _parts(), _sensors(config) if config else None
     )
     if arguments.json:
@@ -96,6 +47,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _parts() -> dict[Part, Told]:
     from mapek.bpf import demands, parts
+    from mapek.cli.diagnosis import Told
 
     return {
         part: Told(parts.probe(part).value, parts.since(part), used_by)
@@ -110,6 +62,7 @@ def _sensors(config: Config) -> dict[str, Verdict]:
 
 def _verdict(name: str, chosen: object, config: Config) -> Verdict:
     from mapek import plugins
+    from mapek.cli.diagnosis import Verdict
     from mapek.errors import MapekError, TemporaryError
     from mapek.sensors.variants import choose, cures
 

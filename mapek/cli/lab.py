@@ -42,7 +42,7 @@ def add(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def _open(arguments: argparse.Namespace) -> int:
     import asyncio
 
-    from mapek.cli.machine import missing_for_lab
+    from mapek.cli.lab_needs import missing_for_lab
     from mapek.cli.signals import until_signal
     from mapek.errors import PrivilegeError
 

@@ -25,7 +25,7 @@ def profile_ab(arguments: argparse.Namespace, seconds: float) -> int:
     """Run it; returns the exit code. Raises before anything is begun where it cannot be done."""
     import asyncio
 
-    from mapek.cli.machine import missing_for_lab
+    from mapek.cli.lab_needs import missing_for_lab
     from mapek.cli.signals import until_signal
     from mapek.simulations.profile.subjects import SUBJECTS, subject
 

@@ -13,7 +13,7 @@ from mapek.bpf.attempts import Answer
 from mapek.bpf.demands import Part
 from mapek.bpf.host import Condition
 from mapek.cli import diagnosis, main
-from mapek.cli.doctor import Examined, Told, Verdict
+from mapek.cli.diagnosis import Examined, Told, Verdict
 from mapek.service.kernel import Kernel
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs/DOCTOR.md").read_text()
