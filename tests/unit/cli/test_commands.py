@@ -133,7 +133,15 @@ def test_doctor(node: Path) -> None:
     code, out, error = _run("doctor", "--json", "-c", _write(node))
     assert error == ""
     found = json.loads(out)
-    well = {"ok": True, "variant": None, "missing": [], "passed_over": {}, "degraded": [], "do": []}
+    well = {
+        "ok": True,
+        "variant": None,
+        "missing": [],
+        "passed_over": {},
+        "degraded": [],
+        "do": [],
+        "waits": False,
+    }
     assert found["sensors"] == {"still": well}
     assert found["ok"] == (code == 0) == found["ebpf_loader"]["ok"]
 

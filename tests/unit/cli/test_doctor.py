@@ -112,7 +112,7 @@ def test_everything_that_our_objects_demand_can_be_asked_and_has_a_version():
             assert part.name not in parts._TRACING_ONLY
         elif part.kind == "instruction":
             assert part.name in {*parts._INSTRUCTIONS, "global_data"}
-    assert {way for way, _ in parts._WAYS.values()} <= features.FEATURES.keys()
+    assert set(parts._WAYS.values()) <= features.FEATURES.keys()
 
 
 NOWHERE = """
