@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 
 @dataclass(frozen=True)
 class Result:
-    """One kernel's tests: how many passed, which failed (with their text), which skipped (with the reason)."""
+    """One kernel's tests: how many passed, which failed (with their text), which skipped (with the reason).
+
+    `again` are those among the passed that failed the first time, with what they said then.
+    """
 
     entry: str
     release: str
@@ -21,6 +24,7 @@ class Result:
     seconds: float = 0.0
     booted_s: float = 0.0
     cpu_s: float = 0.0
+    again: dict[str, str] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -45,6 +49,14 @@ def of_junit(path: Path, entry: str, release: str) -> Result:
         else:
             passed += 1
     return Result(entry, release, passed, result.failed, result.skipped)
+
+
+def once_more(first: Result, second: Result) -> Result:
+    """What came of it when the tests that failed in `first` ran again, alone, in `second`."""
+    if second.passed + len(second.failed) != len(first.failed):
+        return first
+    again = {name: text for name, text in first.failed.items() if name not in second.failed}
+    return replace(first, passed=first.passed + len(again), failed=second.failed, again=again)
 
 
 def table(results: list[Result]) -> str:
@@ -73,6 +85,7 @@ def table(results: list[Result]) -> str:
     for result in results:
         for reason, count in sorted(Counter(result.skipped.values()).items()):
             lines.append(f"{result.entry}: {count} skipped: {reason}")
+        lines += [f"{result.entry}: passed only when it ran again, alone: {name}" for name in result.again]
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from tools.vm.apt import Archive
 from tools.vm.catalogue import CATALOGUE, entries
 from tools.vm.initramfs import load_order, pack
 from tools.vm.problem import Problem
-from tools.vm.results import Result, of_junit, table, write_summary
+from tools.vm.results import Result, of_junit, once_more, table, write_summary
 from tools.vm.store import Kernel
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -153,6 +153,15 @@ def test_results_are_those_of_junit(tmp_path: Path) -> None:
     assert shown[2] == "5.10: 1 skipped: tcx needs Linux 6.6"
     write_summary([found], tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())[0]["passed"] == 2
+
+
+def test_what_failed_has_a_second_chance() -> None:
+    first = Result("a", "r", 3, failed={"x": "why x", "y": "why y"})
+    second = once_more(first, Result("a", "r", 1, failed={"y": "again"}))
+    assert (second.passed, second.failed, second.again) == (4, {"y": "again"}, {"x": "why x"})
+    assert table([second]).splitlines()[-1] == "a: passed only when it ran again, alone: x"
+    # A second run that did not run them all proves nothing.
+    assert once_more(first, Result("a", "r", 1)) == first
 
 
 @pytest.mark.parametrize(
