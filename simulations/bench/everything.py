@@ -49,7 +49,7 @@ async def all_sensors(lab: Lab) -> AllSensors:
     toml = configuration(lab, node, "default", extra=hopeful.tables)
     (node.namespace.files / "mapek.toml").write_text(toml)
     what = f"sensors on {node.name}"
-    (found,) = await measured("reads_child", "/run/mapek.toml", 0, what=what, inside=node.namespace)
+    (found,) = await measured("reads_child", "/run/mapek.toml", 0, 0, what=what, inside=node.namespace)
     failed = found["failed"]
     assert isinstance(failed, dict)
     names = tuple(name for name in hopeful.names if name not in failed)

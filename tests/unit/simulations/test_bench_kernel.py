@@ -37,7 +37,7 @@ class Sometimes(Touchpoint):
 
 async def test_only_reads_that_gave_something_are_timed():
     always, seldom, never = Sometimes(1), Sometimes(10), Sometimes(10**9)
-    found = await timed({"always": always, "seldom": seldom, "never": never}, 0.5)
+    found = await timed({"always": always, "seldom": seldom, "never": never}, 0.5, 0.005)
     turns = always.reads
     assert len(found["always"]) == turns - WARM_UP
     assert len(found["seldom"]) == turns // 10 - WARM_UP // 10
