@@ -5,6 +5,8 @@ set -u
 cd "$(dirname "$0")/.."
 python=.venv/bin/python
 everything='tests --doctest-modules --pyargs mapek'  # by package name: the rooms are behind symlinks
+# Some hundred tests start mapek as a process of its own: without byte code each would compile it anew.
+unset PYTHONDONTWRITEBYTECODE
 failed=
 step() {
     printf '\n== %s\n' "$*"
