@@ -446,6 +446,7 @@ class LinkWatch(Touchpoint):
         if self._table is not None:
             counts.update(self._table.totals(len(self._paths)))
         degraded = [str(error) for error in self._missing.values()] + self._kernel.degraded
+        degraded += [one.why for one in self._attached.values() if one.why]
         for index, path in enumerate(self._paths):
             if why := self._prober.unreachable(index):
                 degraded.append(f"probe {path.entity.name}: {why}; check the interface and its address")
