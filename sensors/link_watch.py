@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -59,7 +58,7 @@ GOODBYES: Final = 3
 _HELP = {
     "sent": "Probes sent.",
     "answered": "Probes answered.",
-    "lost": "Probes without an answer while 64 more were sent.",
+    "lost": "Probes without an answer while 64 more were sent; some come late: loss = lost - late.",
     "late": "Probes that were counted as lost and then answered.",
     "duplicates": "Answers that came twice.",
     "rejected": "Answers forged, of another session or too late.",
@@ -213,11 +212,7 @@ class LinkWatch(Touchpoint):
         self._missing.pop(interface, None)
         self._attached[interface] = attachment
         self._targets.update(attachment.targets)
-        try:
-            now = socket.if_nametoindex(interface)
-        except OSError:
-            now = 0
-        if now != attachment.ifindex:
+        if (now := self._kernel.ifindex(interface)) != attachment.ifindex:
             # It went while we attached: nothing that told of it was heard.
             self._lose(interface)
             if now:

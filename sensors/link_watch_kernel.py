@@ -258,6 +258,13 @@ class Kernel:
             raise DegradedError("pin the reflector of", interface, why, do)
         return f"the reflector does not outlive this agent: {why}"
 
+    def ifindex(self, interface: str) -> int:
+        """Which interface has that name now; 0: none."""
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError:
+            return 0
+
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""
         reflector = f"xdp {one.hooks.mode(one.ifindex)}" if one.reflector else f"tc {_way(one.ingress)}"
