@@ -147,8 +147,13 @@ SEC("tc")
 int link_watch_tc(struct __sk_buff *skb)
 {
 	const __u32 most = V6_UDP + PROBE_UDP_LEN;
+	__u32 wanted = skb->len < most ? skb->len : most;
 
-	if (bpf_skb_pull_data(skb, skb->len < most ? skb->len : most))
+	/* what hardware or the stack has taken off stands beside the packet */
+	if (skb->vlan_present || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return TC_ACT_UNSPEC;
+	/* some drivers leave only the Ethernet header in the linear part */
+	if (skb->data_end - skb->data < wanted && bpf_skb_pull_data(skb, wanted))
 		return TC_ACT_UNSPEC;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct headers found = {};

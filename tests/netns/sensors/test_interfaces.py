@@ -162,6 +162,21 @@ async def test_waits_for_an_interface_and_for_an_address(other):
         await node.close(watch)
 
 
+@pytest.mark.parametrize(("mode", "other"), [("native", "native"), ("tc", "generic")], indirect=["other"])
+@pytest.mark.kernel
+async def test_a_probe_with_a_vlan_tag_is_passed_on(other, mode):
+    """On tc the stack has taken the tag off before the program sees the frame."""
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no", "mode": mode})
+    try:
+        await watch.open(node.surroundings)
+        other.probe(0, 1, tag=b"\x81\x00\x00\x07")
+        other.probe(0, 2)
+        await node.until(lambda: watch.status().counts["reflected"] > 0)
+        assert watch.status().counts["reflected"] == 1
+    finally:
+        await node.close(watch)
+
+
 @pytest.mark.needs("tcx")
 @pytest.mark.parametrize(
     ("mode", "told", "other"),
