@@ -25,6 +25,11 @@ ATTACH_XDP: Final = 37
 LINK_XDP: Final = 6
 LINK_TCX: Final = 11
 FLAGS: Final = {"generic": 1 << 1, "native": 1 << 2, "auto": 0}
+_ENOTSUPP: Final = 524
+_REFUSALS: Final = (
+    errno.EOPNOTSUPP, _ENOTSUPP, errno.EINVAL, errno.ERANGE, errno.ENOMEM, errno.ENOSPC
+)  # fmt: skip
+"""What drivers answer that have no XDP, or none with this MTU, these rings or so few queues."""
 
 
 class Link:
@@ -159,7 +164,7 @@ def attach_xdp(program: Program, ifindex: int, mode: Mode = "auto") -> XdpLink:
 
     Raises:
         AttachError: no such interface, or somebody's program is there (named, with its id).
-        FeatureError: the driver has no native XDP, or the kernel no XDP link (5.9).
+        FeatureError: the driver has no native XDP or refuses it, or the kernel has no XDP link (5.9).
         PrivilegeError: CAP_NET_ADMIN or CAP_BPF is missing.
     """
     if mode not in FLAGS:
@@ -168,8 +173,8 @@ def attach_xdp(program: Program, ifindex: int, mode: Mode = "auto") -> XdpLink:
     result = _create(program, ifindex, first)
     if result >= 0:
         return XdpLink(result, first)
-    if mode == "auto" and result in (-errno.EOPNOTSUPP, -errno.EINVAL, -errno.ERANGE, -524):
-        why = f"native: {os.strerror(-result) if result > -512 else 'not supported'}"
+    if mode == "auto" and -result in _REFUSALS:
+        why = f"native: {os.strerror(-result) if -result != _ENOTSUPP else 'not supported'}"
         result = _create(program, ifindex, "generic")
         if result >= 0:
             return XdpLink(result, "generic", why)
@@ -211,15 +216,18 @@ def attach_error(code: int, program_type: str, ifindex: int, mode: str) -> Mapek
         error = AttachError(tried, on, f"{whose} is there already", "detach it, or attach to tc instead")
         error.__cause__ = OSError(code, os.strerror(code))
         return error
-    if code in (errno.EOPNOTSUPP, 524) and mode == "native":
-        error = FeatureError(tried, on, "its driver has no native XDP", 'use mode="generic" or tc')
-        error.__cause__ = OSError(code, os.strerror(code))
-        return error
     if code == errno.EINVAL and program_type != "xdp":
         return AttachError(tried, on, f"the program is of type {program_type}", "give an xdp program")
     if code == errno.EINVAL and not interface_exists(ifindex):
         # A link's attach says EINVAL for an unknown interface, and for much else.
         code = errno.ENODEV
+    if code in _REFUSALS and mode == "native":
+        why = f"its driver refuses native XDP ({errno.errorcode.get(code)}: {os.strerror(code)})"
+        if code in (errno.EOPNOTSUPP, _ENOTSUPP):
+            why = f"its driver has no native XDP ({errno.errorcode.get(code, code)})"
+        error = FeatureError(tried, on, why, 'use mode="generic" or tc')
+        error.__cause__ = OSError(code, os.strerror(code))
+        return error
     return syscall.explain(
         code, tried, on, wanted=("CAP_NET_ADMIN", "CAP_BPF"), needs="XDP links, kernel 5.9"
     )

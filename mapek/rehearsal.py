@@ -69,7 +69,7 @@ class _Stage:
 _SEEN = Schema(
     "link_watch",
     "path",
-    counters=(Metric("answered"), Metric("lost")),
+    counters=(Metric("answered"), Metric("lost"), Metric("late")),
     gauges=(Metric("silent"), Metric("answer_age"), Metric("round_trip_p99"), Metric("window_loss")),
 )
 """The columns of link_watch that the hot path reads."""
@@ -81,7 +81,7 @@ def _all_well(peer: Peer, now_ns: int) -> Frame:
         now_ns,
         _SEEN,
         tuple(path.entity for path in peer.paths),
-        np.zeros((rows, 2), np.uint64),
+        np.zeros((rows, len(_SEEN.counters)), np.uint64),
         np.tile([0.0, 0.001, 0.0001, 0.0], (rows, 1)),
         np.ones(rows, np.bool_),
     )

@@ -18,7 +18,7 @@ from mapek.bpf.tc import Direction, TcLink, Way, attach_tc, attach_tc_kept
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode
 from mapek.contracts import Variant
-from mapek.errors import AttachError, FeatureError
+from mapek.errors import AttachError, FeatureError, MapekError
 from mapek.model import Entity
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.variants import choose
@@ -39,6 +39,11 @@ def variants_of(*needs: str) -> tuple[Variant, ...]:
 def variant_of(mode: str) -> str:
     """Which of the variants a mode asks for."""
     return mode if mode in ("auto", "tc") else "xdp"
+
+
+def tc_may_do(error: MapekError) -> bool:
+    """Whether tc may stand in where XDP could not be attached: not beside another agent, who has the interface."""
+    return not isinstance(error.__cause__, BlockingIOError)
 
 
 async def choose_mode(sensor: str, variants: Sequence[Variant], mode: str) -> tuple[str, tuple[str, ...]]:
@@ -188,8 +193,8 @@ async def join_ingress(
     """Load the program for `link` (generation: ifindex) and let it run on what arrives there.
 
     Args:
-        mode: one of `MODES`; "auto" takes tc where the driver has no XDP or another program holds its hook. A
-            program without tc goes by generic XDP then.
+        mode: one of `MODES`; "auto" takes tc where the driver has no XDP or refuses it, or another program holds its
+            hook. A program without tc goes by generic XDP then.
         rodata, reuse, max_entries: as for `mapek.bpf.load`.
         kept: what is kept of this interface, which is left with it, or of all of the sensor's.
 
@@ -232,7 +237,7 @@ async def _join(
                 kept=kept,
             )
         except (AttachError, FeatureError) as error:
-            if mode != "auto" or not program.tc:
+            if mode != "auto" or not program.tc or not tc_may_do(error):
                 raise
             why = str(error)
         else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -60,7 +59,7 @@ GOODBYES: Final = 3
 _HELP = {
     "sent": "Probes sent.",
     "answered": "Probes answered.",
-    "lost": "Probes without an answer while 64 more were sent.",
+    "lost": "Probes without an answer while 64 more were sent; some come late: loss = lost - late.",
     "late": "Probes that were counted as lost and then answered.",
     "duplicates": "Answers that came twice.",
     "rejected": "Answers forged, of another session or too late.",
@@ -218,11 +217,7 @@ class LinkWatch(Touchpoint):
         self._missing.pop(interface, None)
         self._attached[interface] = attachment
         self._targets.update(attachment.targets)
-        try:
-            now = socket.if_nametoindex(interface)
-        except OSError:
-            now = 0
-        if now != attachment.ifindex:
+        if (now := self._kernel.ifindex(interface)) != attachment.ifindex:
             # It went while we attached: nothing that told of it was heard.
             self._lose(interface)
             if now:
@@ -451,6 +446,7 @@ class LinkWatch(Touchpoint):
         if self._table is not None:
             counts.update(self._table.totals(len(self._paths)))
         degraded = [str(error) for error in self._missing.values()] + self._kernel.degraded
+        degraded += [one.why for one in self._attached.values() if one.why]
         for index, path in enumerate(self._paths):
             if why := self._prober.unreachable(index):
                 degraded.append(f"probe {path.entity.name}: {why}; check the interface and its address")

@@ -35,7 +35,7 @@ from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
 from mapek.knowledge.topology import Address, Path, Peer
 from mapek.sensors.hooks import Hooks
-from mapek.sensors.ingress import NEEDS
+from mapek.sensors.ingress import NEEDS, tc_may_do
 from mapek.sensors.keeper import keeper
 from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
@@ -66,6 +66,8 @@ class Attachment:
     ingress: TcLink | None
     egress: TcLink | None
     keys: tuple[bytes, ...]
+    why: str = ""
+    """What stood in XDP's way, if tc was not asked for."""
 
     def handles(self) -> list[Standing]:
         """What is attached."""
@@ -165,7 +167,7 @@ class Kernel:
         """Attach to `interface` and set its paths up.
 
         Raises:
-            AttachError: it is missing, has no usable address, or carries a foreign XDP program.
+            AttachError: it is missing, has no usable address, or carries a foreign XDP program and only XDP will do.
             DegradedError: a privilege or feature is missing.
         """
         try:
@@ -217,9 +219,10 @@ class Kernel:
                     rodata=self._rodata,
                     reuse=reuse,
                 )
-            except FeatureError:
-                if self._mode != "auto":
+            except (AttachError, FeatureError) as error:
+                if self._mode != "auto" or not tc_may_do(error):
                     raise
+                one.why = str(error)
         if one.reflector is None:
             one.ingress = await attach_tc_async(await self._tc_program(reuse), one.ifindex, "ingress")
         stamp = self._base.programs["stamp" if self.timers else "stamp_untimed"]
@@ -255,6 +258,13 @@ class Kernel:
             do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
             raise DegradedError("pin the reflector of", interface, why, do)
         return f"the reflector does not outlive this agent: {why}"
+
+    def ifindex(self, interface: str) -> int:
+        """Which interface has that name now; 0: none."""
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError:
+            return 0
 
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""

@@ -126,6 +126,7 @@ class VirtualTable:
 class _Attachment:
     ifindex: int
     targets: dict[int, Target]
+    why: str = ""
 
     def handles(self) -> list[Standing]:
         """Nothing that anybody could take off."""
@@ -157,6 +158,9 @@ class _Kernel:
         peers = self._mesh.knowledge.topology.peers
         addresses = {index: peers[name].addresses[0] for index, name in self.routed.items()}
         return {index: Target(index, 0, address, address) for index, address in addresses.items()}
+
+    def ifindex(self, interface: str) -> int:
+        return 1
 
     def mode(self, one: _Attachment) -> str:
         return "virtual"

@@ -49,7 +49,8 @@ enum verdict { NOT_OURS, CONSUMED, REPLY, REPLY_PLAIN };
 
 static __always_inline enum verdict receive_plain(void *data, void *end, __u64 bytes, __u32 ifindex,
 						  struct headers *found, union payload *payload,
-						  const struct path_config *config, __u32 path)
+						  const struct path_config *config, __u32 path,
+						  const __u32 longest)
 {
 	struct udphdr *udp = udp_of(data, end, found, BASE_UDP_LEN);
 
@@ -59,14 +60,17 @@ static __always_inline enum verdict receive_plain(void *data, void *end, __u64 b
 	if (udp->dest != bpf_htons(stamp_port))
 		return take_answer(payload, found, ifindex, path, path, true) ? CONSUMED : NOT_OURS;
 	/* from the port of a reflector: two of them would send it to and fro for ever */
-	if (udp->source == bpf_htons(stamp_port))
+	if (udp->source == bpf_htons(stamp_port) || found->udp_len > longest)
 		return NOT_OURS;
 	return reflect_plain(payload, found, config, path, udp->source) ? REPLY_PLAIN : CONSUMED;
 }
 
-/* `bytes`: of the whole frame, of which `data` to `end` may be the beginning. */
+/*
+ * `bytes`: of the whole frame, of which `data` to `end` may be the beginning. `longest`: UDP length of a probe that can be
+ * answered.
+ */
 static __always_inline enum verdict receive(void *data, void *end, __u64 bytes, __u32 ifindex,
-					    struct headers *found, union payload *payload)
+					    struct headers *found, union payload *payload, const __u32 longest)
 {
 	if (!find_stamp(data, end, found))
 		return NOT_OURS;
@@ -81,7 +85,8 @@ static __always_inline enum verdict receive(void *data, void *end, __u64 bytes, 
 	struct path_config *config = bpf_map_lookup_elem(&configs, path);
 
 	if (config && config->flags & PATH_PLAIN)
-		return receive_plain(data, end, bytes, ifindex, found, payload, config, *path);
+		return receive_plain(data, end, bytes, ifindex, found, payload, config, *path,
+				     longest);
 	udp = udp_of(data, end, found, PROBE_UDP_LEN);
 	if (!udp)
 		return NOT_OURS;
@@ -101,7 +106,8 @@ int link_watch(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct headers found = {};
 	union payload payload;
-	enum verdict verdict = receive(data, end, end - data, ctx->ingress_ifindex, &found, &payload);
+	enum verdict verdict = receive(data, end, end - data, ctx->ingress_ifindex, &found, &payload,
+				       SUMMED_UDP_LEN);
 
 	if (verdict == NOT_OURS)
 		return chain_next(ctx);
@@ -141,13 +147,18 @@ SEC("tc")
 int link_watch_tc(struct __sk_buff *skb)
 {
 	const __u32 most = V6_UDP + PROBE_UDP_LEN;
+	__u32 wanted = skb->len < most ? skb->len : most;
 
-	if (bpf_skb_pull_data(skb, skb->len < most ? skb->len : most))
+	/* what hardware or the stack has taken off stands beside the packet */
+	if (skb->vlan_present || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+		return TC_ACT_UNSPEC;
+	/* some drivers leave only the Ethernet header in the linear part */
+	if (skb->data_end - skb->data < wanted && bpf_skb_pull_data(skb, wanted))
 		return TC_ACT_UNSPEC;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct headers found = {};
 	union payload payload, old;
-	enum verdict verdict = receive(data, end, skb->len, skb->ifindex, &found, &payload);
+	enum verdict verdict = receive(data, end, skb->len, skb->ifindex, &found, &payload, 0xffff);
 
 	if (verdict == NOT_OURS)
 		return TC_ACT_UNSPEC;

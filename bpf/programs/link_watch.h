@@ -84,7 +84,7 @@ enum path_marks { MARK_SILENT = 1, MARK_MISSING = 2 };
 struct path_state {
 	__u64 sent;
 	__u64 answered;
-	__u64 lost;			/* no answer while LOST_AFTER more were sent */
+	__u64 lost;			/* no answer while LOST_AFTER more were sent; never falls: loss is lost - late */
 	__u64 late;			/* were counted as lost, and then answered */
 	__u64 duplicates;
 	__u64 rejected;			/* answers forged, of another session or outside the window */

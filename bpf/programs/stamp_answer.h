@@ -69,10 +69,9 @@ static __always_inline bool take_answer(const union payload *payload, const stru
 	if (rtt > 0xffffffff)
 		rtt = 0xffffffff;
 	slot->rtt_ns = rtt;
-	if (state->next_seq - seq > LOST_AFTER) {
-		__sync_fetch_and_add(&state->lost, -1);
+	/* `lost` stays: a counter that fell would be taken for one that began anew */
+	if (state->next_seq - seq > LOST_AFTER)
 		__sync_fetch_and_add(&state->late, 1);
-	}
 	__sync_fetch_and_add(&state->answered, 1);
 	__sync_fetch_and_add(&state->rtt_buckets[bucket_of(rtt)], 1);
 	state->last_answer_ns = now;

@@ -15,6 +15,7 @@
 #define STAMP_TEMPLATE 0x6d61706b	/* the sequence number of a probe that is still to be stamped */
 #define CHUNK 32
 #define CHUNKS 46			/* behind the 44 bytes: what an MTU of 1500 leaves */
+#define SUMMED_UDP_LEN (BASE_UDP_LEN + CHUNK * (CHUNKS + 1) - 1)
 
 struct stamp_time {
 	__be32 seconds;
@@ -84,7 +85,7 @@ static __always_inline bool sum_rest(void *at, void *end, __u32 rest, __s64 *sum
 	__u32 left = rest & ~(CHUNK - 1), last;
 	void *part;
 
-	if (rest >= CHUNK * (CHUNKS + 1))
+	if (rest > SUMMED_UDP_LEN - BASE_UDP_LEN)
 		return false;
 	for (int i = 0; i < CHUNKS && left >= CHUNK; i++) {
 		left -= CHUNK;

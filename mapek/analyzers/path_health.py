@@ -335,7 +335,7 @@ class PathHealth(Analyzer):
         rtt, loss = names.index("round_trip_p99"), names.index("window_loss")
         silent, age = names.index("silent"), names.index("answer_age")
         counters = [metric.name for metric in frame.schema.counters]
-        answered, lost = counters.index("answered"), counters.index("lost")
+        answered, lost, late = (counters.index(name) for name in ("answered", "lost", "late"))
         deltas: dict[str, tuple[int, int]] = {}
         for row, entity in enumerate(frame.entities):
             peer = self._find(entity, knowledge)
@@ -357,9 +357,10 @@ class PathHealth(Analyzer):
             if p99 == p99:
                 path.rtts_ns.append(int(p99 * 1e9))
                 path.rtt_p99_ns = sorted(path.rtts_ns)[(len(path.rtts_ns) - 1) // 2]
-            now = (int(frame.counters[row, answered]), int(frame.counters[row, lost]))
+            # a late answer takes a loss back
+            unanswered = int(frame.counters[row, lost]) - int(frame.counters[row, late])
+            now = (int(frame.counters[row, answered]), unanswered)
             if path.counted is not None and now[0] >= path.counted[0]:
-                # a late answer takes a loss back
                 deltas[entity.name] = (now[0] - path.counted[0], max(now[1] - path.counted[1], 0))
             path.counted = now
             if path.state == "unknown" and path.rtt_p99_ns and not path.silent:

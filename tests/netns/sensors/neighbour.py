@@ -95,13 +95,14 @@ class Neighbour:
         for index in indices:
             self.configs[index]["flags"] = IN_USE
 
-    def probe(self, link: int, seq: int, epoch: int = 1, state: int = 0) -> None:
-        """Send a probe of the neighbour's own, as its agent would."""
+    def probe(self, link: int, seq: int, epoch: int = 1, state: int = 0, tag: bytes = b"") -> None:
+        """Send a probe of the neighbour's own, as its agent would, or with a VLAN tag."""
         ours, theirs = (ip_address(address(self.family, link, side)) for side in (2, 1))
         data = payload(session_key(SECRET, ours, theirs), seq=seq, epoch=epoch, peer_state=state)
         with self.space.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
             out.bind((f"r{link}", 0))
-            out.send(frame(str(ours), str(theirs), data))
+            whole = frame(str(ours), str(theirs), data)
+            out.send(whole[:12] + tag + whole[12:])
 
     def tap(self, link: int) -> socket.socket:
         """A non-blocking packet socket on the far end."""

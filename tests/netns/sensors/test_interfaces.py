@@ -8,10 +8,12 @@ import socket
 import pytest
 
 from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
-from mapek.errors import AttachError, ConfigError, DegradedError
+from mapek.errors import AttachError, ConfigError, DegradedError, FeatureError
 from mapek.model import Entity, Event
+from mapek.sensors.batadv import Batadv
 from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.link_watch_kernel import Kernel
+from mapek.sensors.mesh_filter import MeshFilter
 from mapek.sensors.xdp_counter import XdpCounter
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import on_tc, run
@@ -160,6 +162,21 @@ async def test_waits_for_an_interface_and_for_an_address(other):
         await node.close(watch)
 
 
+@pytest.mark.parametrize(("mode", "other"), [("native", "native"), ("tc", "generic")], indirect=["other"])
+@pytest.mark.kernel
+async def test_a_probe_with_a_vlan_tag_is_passed_on(other, mode):
+    """On tc the stack has taken the tag off before the program sees the frame."""
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no", "mode": mode})
+    try:
+        await watch.open(node.surroundings)
+        other.probe(0, 1, tag=b"\x81\x00\x00\x07")
+        other.probe(0, 2)
+        await node.until(lambda: watch.status().counts["reflected"] > 0)
+        assert watch.status().counts["reflected"] == 1
+    finally:
+        await node.close(watch)
+
+
 @pytest.mark.needs("tcx")
 @pytest.mark.parametrize(
     ("mode", "told", "other"),
@@ -192,6 +209,57 @@ async def test_modes(other, mode, told):
     assert on_tc("l0") == on_tc("l1") == (0, 0)
 
 
+ON_INGRESS = {
+    "batadv": (lambda mode: Batadv({"interfaces": ["l0"], "mode": mode}), "tc"),
+    "mesh_filter": (lambda mode: MeshFilter({"interfaces": ["l0"], "mode": mode}), "tc"),
+    "xdp_counter": (lambda mode: XdpCounter({"interfaces": ["l0"], "mode": mode}), "xdp generic"),
+    "link_watch": (lambda mode: LinkWatch({"pin": "no", "wait": True, "mode": mode}), "tc"),
+}
+
+
+@pytest.mark.parametrize("other", ["generic"], indirect=True)
+@pytest.mark.parametrize("name", ON_INGRESS)
+@pytest.mark.kernel
+async def test_auto_goes_on_where_the_driver_refuses(other, name):
+    """veth has native XDP for what fits into a page: a peer's MTU of 9000 is out of range."""
+    with other.space.entered():
+        run("ip link set r0 mtu 9000")
+        run("ip link set r1 mtu 9000")
+    make, told = ON_INGRESS[name]
+    node = Node(topology())
+    native, touchpoint = make("native"), make("auto")
+    try:
+        with pytest.raises(FeatureError, match=r"l[01] .* refuses native XDP \(ERANGE: "):
+            await native.open(node.surroundings)
+        await native.close()
+        await touchpoint.open(node.surroundings)
+        assert touchpoint.status().attached["l0"].startswith(told)
+        assert any("ERANGE" in word for word in touchpoint.status().degraded) == (told == "tc")
+    finally:
+        await node.close(native, touchpoint)
+    assert read_xdp(socket.if_nametoindex("l0")) is None
+    assert on_tc("l0") == (0, 0)
+
+
+@pytest.mark.kernel
+async def test_link_watch_goes_to_tc_beside_a_foreign_program(other):
+    node, watch = Node(topology()), LinkWatch({"pin": "no", "interval_ms": 2.0})
+    index = socket.if_nametoindex("l0")
+    with load(ObjectSpec.read(object_path("empty"))) as loaded, attach_xdp(loaded.programs["empty"], index):
+        before = read_xdp(index)
+        try:
+            await watch.open(node.surroundings)
+            told = watch.status().attached
+            assert told["l0"].startswith("tc ")
+            assert told["l1"].startswith("xdp native")
+            assert any("program 'empty'" in word for word in watch.status().degraded)
+            await node.until(lambda: (other.states[:2]["reflected"] > 5).all())
+            await node.until(lambda: watch.status().counts["answered"] > 20)
+        finally:
+            await node.close(watch)
+        assert read_xdp(index) == before
+
+
 @pytest.mark.parametrize("make", [LinkWatch, XdpCounter])
 @pytest.mark.kernel
 async def test_a_foreign_program_stays(other, make):
@@ -201,7 +269,8 @@ async def test_a_foreign_program_stays(other, make):
         with attach_xdp(loaded.programs["empty"], index):
             before = read_xdp(index)
             assert before is not None
-            touchpoint = make({"interfaces": ["l0"]} if make is XdpCounter else {"pin": "no"})
+            own = {"interfaces": ["l0"]} if make is XdpCounter else {"pin": "no", "mode": "native"}
+            touchpoint = make(own)
             with pytest.raises(AttachError) as raised:
                 await touchpoint.open(node.surroundings)
             assert read_xdp(index) == before

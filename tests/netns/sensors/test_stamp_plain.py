@@ -172,9 +172,19 @@ def test_a_peer_that_is_not_declared_so_gets_no_unauthenticated_answer(bench, pr
     assert one.counts() == {}
 
 
-def test_too_long_for_a_checksum_is_not_answered(plain):
-    one = plain("link_watch")
-    assert one.run(frame(one.peer, one.local, request(1, more=bytes(1600))))[0] == "dropped"
+@both
+@pytest.mark.parametrize("length", [1547, 1548, 2000])
+def test_too_long_for_a_checksum_is_passed_on(plain, program, length):
+    one = plain(program)
+    one.configs[0]["reply_rate"], one.configs[0]["reply_burst"] = 1, 1
+    sent = frame(one.peer, one.local, request(1, more=bytes(length - 44)))
+    if length == 1547 or program == "link_watch_tc":
+        assert one.run(sent)[0] == "reply"
+        assert one.counts() == {"reflected": 1}
+    else:
+        assert one.run(sent) == ("passed", sent)
+        assert one.counts() == {}
+        assert one.ask_plain(request(1))[0] == "reply"  # it spent no token
 
 
 # -- our own probes ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ PROBES = 100
 SCHEMA = Schema(
     "link_watch",
     "path",
-    counters=(Metric("answered"), Metric("lost")),
+    counters=(Metric("answered"), Metric("lost"), Metric("late")),
     gauges=(Metric("silent"), Metric("answer_age"), Metric("round_trip_p99"), Metric("window_loss")),
 )
 NODE = Entity("node", "a")
@@ -44,6 +44,9 @@ class Wire:
     silent: bool = False
     answered: int = 0
     lost: int = 0
+    late: int = 0
+    delayed: float = 0.0
+    """Share of probes answered only after they were counted as lost, in the same second."""
     last_answer_ns: int = 0
     window: list[tuple[int, int]] = field(default_factory=list)
 
@@ -113,7 +116,9 @@ class Bench:
         for wire in self.wires.values():
             lost = PROBES if wire.dead else int(self.chance.binomial(PROBES, wire.loss))
             wire.answered += PROBES - lost
-            wire.lost += lost
+            late = int(self.chance.binomial(PROBES - lost, wire.delayed)) if wire.delayed else 0
+            wire.lost += lost + late
+            wire.late += late
             wire.window = [*wire.window[-4:], (PROBES - lost, lost)]
             if lost < PROBES:
                 wire.last_answer_ns = self.now_ns - 3 * MS
@@ -130,7 +135,7 @@ class Bench:
             good, bad = sum(a for a, _ in wire.window), sum(b for _, b in wire.window)
             rtt = 1e-4 if wire.answered >= 16 else np.nan
             gauges[row] = wire.silent, age, rtt, bad / (good + bad) if good + bad else np.nan
-        counters = np.array([[w.answered, w.lost] for w in self.wires.values()], np.uint64)
+        counters = np.array([[w.answered, w.lost, w.late] for w in self.wires.values()], np.uint64)
         entities = tuple(Entity("path", name) for name in self.wires)
         valid = changes.pop("valid", np.ones(rows, np.bool_))
         self._input(Frame(self.now_ns, SCHEMA, entities, counters, gauges, valid))  # type: ignore[arg-type]

@@ -49,6 +49,13 @@ def test_the_onset_is_that_of_this_loss_and_not_of_one_long_past():
     assert gray[0].score > 14
 
 
+def test_what_comes_late_is_not_lost():
+    bench = Bench(seed=1)
+    bench.wires["b/l0"].delayed = 0.2
+    bench.run(300_000)
+    assert bench.symptoms() == []
+
+
 def test_a_single_path_is_not_compared_with_anything():
     bench = Bench(1)
     bench.lose(l0=0.3)
