@@ -119,6 +119,21 @@ class Links:
             hear(event)
 
 
+async def ifindex_of(interface: str) -> int:
+    """The number of an interface; 0 where it is not there.
+
+    Asked in a thread: for a name that is away the kernel may run modprobe, and waits for it.
+    """
+
+    def ask() -> int:
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError:
+            return 0
+
+    return await in_thread(ask)
+
+
 def _dump() -> list[tuple[int, bytes]]:
     with closing(wire.Messenger()) as messenger:
         return list(messenger.dump(wire.RTM_GETLINK))
