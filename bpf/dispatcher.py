@@ -121,7 +121,7 @@ class Dispatcher:
     @property
     def alive(self) -> bool:
         """Whether the hook is still ours: False once the interface is gone or somebody forced the link
-        off."""
+        off. Waits for rtnl: a thread's work."""
         try:
             return self._link is not None and self._link.fd >= 0 and self._link.ifindex == self.ifindex
         except MapekError:

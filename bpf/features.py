@@ -132,7 +132,7 @@ def _batch(kind: int) -> Callable[[], Answer]:
         with new_map(kind, 4, 8, 1) as fd:
             if fd < 0:
                 return Answer.UNKNOWN
-            from mapek.bpf.maps import possible_cpus
+            from mapek.bpf.cpus import possible_cpus
 
             keep = [ctypes.create_string_buffer(64 + 8 * possible_cpus()) for _ in range(3)]
             token, keys, values = (ctypes.addressof(k) for k in keep)

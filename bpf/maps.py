@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mapek.bpf import syscall
 from mapek.bpf.batch import BatchReader, Bytes
+from mapek.bpf.cpus import possible_cpus
 from mapek.bpf.names import MAP_TYPES
 from mapek.errors import FeatureError, ObjectError
 
@@ -31,12 +32,6 @@ BPF_F_MMAPABLE: Final = 1 << 10
 
 Array = npt.NDArray[Any]
 _ELEMENT: Final = struct.Struct("=IIQQQ")
-
-
-def possible_cpus() -> int:
-    """How many CPUs the kernel may ever bring up: the length of a per-CPU value, not the online count."""
-    with open("/sys/devices/system/cpu/possible", encoding="ascii") as file:
-        return int(file.read().strip().split(",")[-1].split("-")[-1]) + 1
 
 
 class Map:

@@ -6,9 +6,6 @@ neighbour sends of itself. They are unacknowledged broadcasts, which on Wi-Fi ar
 
 from __future__ import annotations
 
-import fcntl
-import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -34,6 +31,7 @@ from mapek.sensors.ingress import (
 )
 from mapek.sensors.interfaces import Interfaces
 from mapek.sensors.keeper import Keeper, keeper
+from mapek.sensors.links import Links
 
 if TYPE_CHECKING:
     from mapek.knowledge.topology import Topology
@@ -60,8 +58,6 @@ SCHEMA: Final = Schema(
 _KEPT: Final = ("neighbours", "originators", "tallies")
 _OWN_MOST: Final = 64
 _NO_PREALLOC: Final = 1
-_SIOCGIFHWADDR: Final = 0x8927
-_ETHERNET: Final = 1
 _NO_GAUGES: Final = np.full((1, len(SCHEMA.gauges)), np.nan)
 
 
@@ -70,7 +66,6 @@ class _Listening(Joined):
     """One interface: what is attached, its maps, and the rows that its neighbours have."""
 
     table: NeighbourTable
-    mac: bytes
     _names: tuple[str, ...] = ()
     _entities: tuple[Entity, ...] = ()
 
@@ -136,7 +131,11 @@ class Batadv(Touchpoint):
         self._keeper: Keeper | None = None
         self._program: IngressProgram | None = None
         self._own: Map | None = None
-        self._asked: socket.socket | None = None
+        self._links: Links | None = None
+        self._mesh: tuple[str, ...] = ()
+        self._known: set[bytes] = set()
+        """What is in `_own`."""
+        self._refused: set[bytes] = set()
         self._unknown = 0
         self._tallies = dict.fromkeys(TALLIES, 0)
         self._interfaces: Interfaces[_Listening] = Interfaces(
@@ -154,17 +153,26 @@ class Batadv(Touchpoint):
         spec = await in_thread(lambda: ObjectSpec.read(object_path("batadv")))
         self._program = IngressProgram(spec, SLOT, "batadv", "batadv_tc")
         self._own = create_map("hash", 8, 4, _OWN_MOST, flags=_NO_PREALLOC)
-        self._asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        await self._interfaces.open(surroundings, self._names)
+        paths = surroundings.knowledge.topology.paths()
+        self._mesh = self._names or tuple(dict.fromkeys(path.interface for path in paths))
+        links = surroundings.shared(Links)
+        await links.join(self._hear, surroundings.clock.now_ns)
+        self._links = links
+        # Before the first program runs: what it takes for a neighbour stays one until it is forgotten.
+        self._know()
+        await self._interfaces.open(surroundings, self._mesh)
 
     async def close(self) -> None:
+        if self._around is not None:
+            # Also where `open` was cancelled while it joined.
+            self._around.shared(Links).leave(self._hear)
+        self._links = None
         await self._interfaces.close()
         own, self._own = self._own, None
         if own is not None:
             own.close()
-        asked, self._asked = self._asked, None
-        if asked is not None:
-            asked.close()
+        self._known.clear()
+        self._refused.clear()
 
     async def _attach(self, link: Entity, former: _Listening | None) -> _Listening:
         assert self._around is not None
@@ -182,50 +190,31 @@ class Batadv(Touchpoint):
             reuse={**reuse, "own": self._own},
             kept=kept,
         )
-        try:
-            if former is not None:
-                listening = _Listening(ingress, former.table, former.mac)
-            else:
-                table = NeighbourTable(self._most, self._silent_after, int(self._forget_s * 1e9))
-                listening = _Listening(ingress, table, b"")
-            self._know(listening)
-            # The mesh's other interfaces are heard on this one where they share the medium.
-            for _, name in socket.if_nameindex():
-                if mac := self._mac_of(name):
-                    self._add(mac)
-        except BaseException:
-            # Or it would stay in the chain with nobody to take it off.
-            await ingress.leave()
-            ingress.close()
-            raise
-        return listening
+        table = former.table if former is not None else self._new_table()
+        return _Listening(ingress, table)
 
-    def _know(self, one: _Listening) -> None:
-        """Its present address, which may change while it is up."""
-        mac = self._mac_of(one.entity.name)
-        if mac == one.mac or not mac or self._own is None:
+    def _new_table(self) -> NeighbourTable:
+        return NeighbourTable(self._most, self._silent_after, int(self._forget_s * 1e9))
+
+    def _hear(self, event: Event) -> None:
+        self._know()
+
+    def _know(self) -> None:
+        """The present addresses of all interfaces: the mesh's others are heard on one where they share the medium."""
+        own, links = self._own, self._links
+        if own is None or links is None:
             return
-        if one.mac:
-            self._own.delete(one.mac.ljust(8, b"\0"))
-        one.mac = mac
-        self._add(mac)
-
-    def _add(self, mac: bytes) -> None:
-        assert self._own is not None
-        try:
-            self._own.update(mac.ljust(8, b"\0"), bytes(4))
-        except KeyError:
-            self._unknown += 1
-
-    def _mac_of(self, interface: str) -> bytes:
-        """Six bytes; none where there is no such interface or it has no Ethernet address."""
-        assert self._asked is not None
-        try:
-            answer = fcntl.ioctl(self._asked, _SIOCGIFHWADDR, struct.pack("16s24x", interface.encode()[:15]))
-        except OSError:
-            return b""
-        mac = answer[18:24]
-        return mac if struct.unpack_from("=H", answer, 16)[0] == _ETHERNET and any(mac) else b""
+        # Those of the mesh first, should there be no room for all.
+        mine = sorted(links.links(), key=lambda link: link.name not in self._mesh)
+        macs = dict.fromkeys(link.mac for link in mine if any(link.mac))
+        wanted, refused = set(list(macs)[:_OWN_MOST]), set(list(macs)[_OWN_MOST:])
+        for mac in self._known - wanted:
+            own.delete(mac.ljust(8, b"\0"))
+        for mac in wanted - self._known:
+            own.update(mac.ljust(8, b"\0"), bytes(4))
+        self._known = wanted
+        self._unknown += len(refused - self._refused)
+        self._refused = refused
 
     def schema(self) -> Schema:
         return SCHEMA
@@ -243,7 +232,6 @@ class Batadv(Touchpoint):
         counters, gauges = [], []
         tallies = np.zeros(len(TALLIES), np.uint64)
         for one in attached:
-            self._know(one)
             rows, others = one.table.rows(one.map("neighbours"), one.map("originators"), now)
             named = one.named(rows.names)
             entities += named

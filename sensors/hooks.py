@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from mapek.bpf import Dispatcher, ObjectSpec, load_async, pins
 from mapek.bpf.keep import Kept
@@ -20,7 +21,7 @@ from mapek.bpf.objects import LoadedObject
 from mapek.bpf.standing import Slot
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import Mode, interface_name
-from mapek.errors import FeatureError, MapekError
+from mapek.errors import AttachError, FeatureError, MapekError
 
 
 @dataclass(slots=True)
@@ -40,7 +41,8 @@ class Hooks:
         self.stays_of: Callable[[str], Collection[str]] = lambda _: ()
         """The slots of an interface whose programs run on when a chain is taken over; set by who keeps them."""
         self._hooks: dict[int, _Hook] = {}
-        self._locks: dict[int, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """Kept by whoever holds one or waits for it: a machine that makes and drops interfaces counts ever higher."""
 
     async def join(
         self,
@@ -59,12 +61,12 @@ class Hooks:
 
         With `kept` the chain is pinned, and the maps that are kept of this interface go on.
 
-        Raises what `Dispatcher` and `load` raise, and FeatureError for mode "native" where the chain that others
-        run in is generic.
+        Raises what `Dispatcher` and `load` raise, AttachError where the interface is gone, and FeatureError for mode
+        "native" where the chain that others run in is generic.
         """
         async with self._lock(ifindex):
             hook = self._hooks.get(ifindex)
-            if hook is not None and not hook.dispatcher.alive:
+            if hook is not None and not await _alive(hook):
                 # the interface went away under it, and a new one has the same index
                 del self._hooks[ifindex]
                 await hook.dispatcher.release(keep=False)
@@ -72,7 +74,7 @@ class Hooks:
             if hook is not None:
                 await hook.dispatcher.restore()
             if hook is None:
-                interface = socket.if_indextoname(ifindex)
+                interface = _name(ifindex)
                 pin = self._pin(ifindex, interface)
                 hook = _Hook(await Dispatcher.attach(ifindex, mode, pin, self.stays_of(interface)))
                 self._hooks[ifindex] = hook
@@ -131,11 +133,9 @@ class Hooks:
         return self._locks.setdefault(ifindex, asyncio.Lock())
 
     def mode(self, ifindex: int) -> str:
-        """ "native" or "generic"; "gone" when the interface is no more, "" when nobody joined."""
+        """ "native" or "generic", as it was attached; "" when nobody joined."""
         hook = self._hooks.get(ifindex)
-        if hook is None:
-            return ""
-        return hook.dispatcher.mode if hook.dispatcher.alive else "gone"
+        return "" if hook is None else hook.dispatcher.mode
 
     def slot(self, ifindex: int, slot: str, program_id: int) -> Slot | None:
         """The member as what stands or was taken off; None when nobody joined."""
@@ -153,12 +153,26 @@ class Hooks:
             hook = self._hooks.get(ifindex)
             if hook is None or slot not in hook.members:
                 return
-            stays = keep and hook.dispatcher.pin_dir is not None and hook.dispatcher.alive
-            if not stays and hook.dispatcher.alive:
+            alive = await _alive(hook)
+            stays = keep and hook.dispatcher.pin_dir is not None and alive
+            if not stays and alive:
                 await hook.dispatcher.remove(slot)
             hook.stays = hook.stays or stays
             if hook.members == {slot}:
-                await hook.dispatcher.release(keep=hook.stays and hook.dispatcher.alive)
+                await hook.dispatcher.release(keep=hook.stays and alive)
                 del self._hooks[ifindex]
             # Forgotten last, so that leaving can be done again when it was cancelled.
             hook.members.discard(slot)
+
+
+def _name(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError as error:
+        on, do = f"ifindex {ifindex}", "it is attached to when it is there"
+        raise AttachError("attach xdp to", on, "there is no such interface", do) from error
+
+
+async def _alive(hook: _Hook) -> bool:
+    """Is the hook ours still? The answer waits for rtnl, which others may hold for long."""
+    return await in_thread(lambda: hook.dispatcher.alive)

@@ -9,7 +9,6 @@ below 2^31 are given by whoever puts an entry in; the registry counts upward fro
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -19,6 +18,7 @@ from mapek.config.options import plain
 from mapek.errors import ConfigError
 from mapek.sensors import spiffe
 from mapek.sensors.identity_claims import Address, Claims, Key
+from mapek.sensors.identity_ends import Ends
 from mapek.sensors.identity_numbers import FIRST_OWN, Numbers
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Identities:
     _entries: dict[Key, Entry] = field(default_factory=dict)
     _numbers: Numbers = field(default_factory=Numbers)
     _holders: dict[int, int] = field(default_factory=dict)
-    _due: list[tuple[int, Key]] = field(default_factory=list)
+    _ends: Ends = field(default_factory=Ends)
     _timer: Timer | None = None
     _clock: Clock | None = None
     _listeners: list[Listener] = field(default_factory=list)
@@ -149,9 +149,8 @@ class Identities:
                 # Before its addresses are told, so that no packet of a denied one passes in between.
                 for listener in tuple(self._listeners):
                     listener.intend(number, entry.verdict)
-        if entry.expires_ns is not None:
-            heapq.heappush(self._due, (entry.expires_ns, key))
-            self._arm()
+        self._ends.set(key, entry.expires_ns)
+        self._arm()
         return number
 
     def remove(self, spiffe_id: str, source: str = "api") -> bool:
@@ -167,6 +166,7 @@ class Identities:
                 self._ended.add(number)
             for address in entry.addresses():
                 self._claims.give_up(address, key)
+        self._ends.set(key, None)
         return True
 
     async def replace(self, entries: Iterable[Entry], source: str) -> None:
@@ -253,27 +253,33 @@ class Identities:
             if told:
                 listener.assign(told)
 
+    def wake(self) -> None:
+        """Did the machine sleep? Then entries may have ended meanwhile: to be called now and then."""
+        if self._ends.wake():
+            self._arm()
+
     def _arm(self, earliest_ns: int = 0) -> None:
-        if self._clock is None:
+        timer, due_ns = self._timer, self._ends.next_ns()
+        if timer is not None and timer.callback is not None and due_ns is not None and timer.due_ns <= due_ns:
+            # It looks again then; a timer for each renewal would stay with the clock until it is due.
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        due_ns = max(self._due[0][0], earliest_ns) if self._due else 0
-        self._timer = self._clock.call_at(due_ns, self._expire) if self._due else None
+        if timer is not None:
+            timer.cancel()
+            self._timer = None
+        if self._clock is not None and due_ns is not None:
+            self._timer = self._clock.call_at(max(due_ns, earliest_ns), self._expire)
 
     def _expire(self) -> None:
         assert self._clock is not None
+        self._ends.wake()
         now_ns = self._clock.now_ns()
         with self._claims.changes():
             for _ in range(AT_ONCE):
-                if not self._due or self._due[0][0] > now_ns:
+                if (key := self._ends.pop(now_ns)) is None:
                     break
-                due_ns, (source, spiffe_id) = heapq.heappop(self._due)
-                entry = self._entries.get((source, spiffe_id))
-                # A later entry of the same name has another time.
-                if entry is not None and entry.expires_ns == due_ns:
-                    self.remove(spiffe_id, source)
-                    self.expired += 1
+                source, spiffe_id = key
+                self.remove(spiffe_id, source)
+                self.expired += 1
         # The rest of many that are due together comes after a breath.
         self._arm(now_ns + 1)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -20,7 +19,7 @@ from mapek.errors import AttachError, MapekError
 from mapek.model import Entity, Event
 from mapek.sensors.detachments import Detachments
 from mapek.sensors.guard import Guard, Held
-from mapek.sensors.links import Links
+from mapek.sensors.links import Links, ifindex_of
 from mapek.sensors.named import absent, named, no_such
 from mapek.supervision import together
 
@@ -168,13 +167,13 @@ class Interfaces(Generic[A]):
                 await self._attach(name)
 
     async def _attach(self, name: str) -> None:
-        former = self.attached.get(name)
-        try:
-            entity = Entity("link", name, socket.if_nametoindex(name))
-        except OSError as error:
-            self.missing[name] = no_such(self._verb, name)
-            self.missing[name].__cause__ = error
+        ifindex = await ifindex_of(name)
+        if self._around is None:
             return
+        if not ifindex:
+            self.missing[name] = no_such(self._verb, name)
+            return
+        entity, former = Entity("link", name, ifindex), self.attached.get(name)
         if former is not None and former.entity == entity and name not in self.missing:
             return
         try:

@@ -217,7 +217,8 @@ class LinkWatch(Touchpoint):
         self._missing.pop(interface, None)
         self._attached[interface] = attachment
         self._targets.update(attachment.targets)
-        if (now := self._kernel.ifindex(interface)) != attachment.ifindex:
+        now = await self._kernel.ifindex(interface)
+        if now != attachment.ifindex and self._attached.get(interface) is attachment:
             # It went while we attached: nothing that told of it was heard.
             self._lose(interface)
             if now:
@@ -376,7 +377,7 @@ class LinkWatch(Touchpoint):
         self._listen()
 
     def _look(self) -> None:
-        """The watchdog of kernels without bpf_timer: a look at every path on a tick of half an interval."""
+        """The watchdog of kernels without bpf_timer: a look at every path on a tick of a quarter of an interval."""
         around, table = self._around, self._table
         if around is None or table is None:
             return
@@ -450,5 +451,6 @@ class LinkWatch(Touchpoint):
         for index, path in enumerate(self._paths):
             if why := self._prober.unreachable(index):
                 degraded.append(f"probe {path.entity.name}: {why}; check the interface and its address")
-        attached = {name: self._kernel.mode(one) for name, one in self._attached.items()}
+        there = {name: one for name, one in self._attached.items() if name not in self._missing}
+        attached = {name: self._kernel.mode(one) for name, one in there.items()}
         return Status(bool(self._attached), attached, tuple(degraded), counts)

@@ -39,6 +39,7 @@ from mapek.sensors.ingress import NEEDS, tc_may_do
 from mapek.sensors.keeper import keeper
 from mapek.sensors.link_watch_layout import ANSWERS, PLAIN, STATEFUL, WATCH, Alarm, alarm, packed, peer_key
 from mapek.sensors.link_watch_paths import PathTable
+from mapek.sensors.links import ifindex_of
 from mapek.sensors.named import no_such
 from mapek.sensors.prober import Target
 from mapek.sensors.stamp import session_key
@@ -170,22 +171,27 @@ class Kernel:
             AttachError: it is missing, has no usable address, or carries a foreign XDP program and only XDP will do.
             DegradedError: a privilege or feature is missing.
         """
-        try:
-            ifindex = socket.if_nametoindex(interface)
-        except OSError as error:
-            raise no_such("watch", interface, NO_INTERFACE) from error
         topology = around.knowledge.topology
         mine = [(i, path) for i, path in enumerate(self._paths) if path.interface == interface]
-        targets = {
-            i: Target(
-                i,
-                ifindex,
-                path.local or source(path),
-                path.address,
-                topology.peers[path.peer].unauthenticated,
-            )
-            for i, path in mine
-        }
+
+        def ask() -> tuple[int, dict[int, Target]]:
+            try:
+                ifindex = socket.if_nametoindex(interface)
+            except OSError as error:
+                raise no_such("watch", interface, NO_INTERFACE) from error
+            return ifindex, {
+                i: Target(
+                    i,
+                    ifindex,
+                    path.local or source(path),
+                    path.address,
+                    topology.peers[path.peer].unauthenticated,
+                )
+                for i, path in mine
+            }
+
+        # For a name that is away the kernel may run modprobe, and waits for it.
+        ifindex, targets = await in_thread(ask)
         hooks = around.shared(Hooks)
         hooks.pin_of = self.pin_dir
         keeper(around)
@@ -200,6 +206,10 @@ class Kernel:
             for i, path in mine
         )
         return one
+
+    async def ifindex(self, interface: str) -> int:
+        """The number that the interface has now, 0 where it is not there."""
+        return await ifindex_of(interface)
 
     async def _attach_programs(self, one: Attachment) -> None:
         assert self._spec is not None
@@ -258,13 +268,6 @@ class Kernel:
             do = "mount -t bpf bpf /sys/fs/bpf, or set pin = no"
             raise DegradedError("pin the reflector of", interface, why, do)
         return f"the reflector does not outlive this agent: {why}"
-
-    def ifindex(self, interface: str) -> int:
-        """Which interface has that name now; 0: none."""
-        try:
-            return socket.if_nametoindex(interface)
-        except OSError:
-            return 0
 
     def mode(self, one: Attachment) -> str:
         """How an interface is attached, for people."""

@@ -17,7 +17,7 @@ from mapek.bpf.worker import in_thread
 from mapek.errors import MapekError
 from mapek.model import Event
 from mapek.sensors import netlink_wire as wire
-from mapek.sensors.netlink_events import Decoder, subscribe
+from mapek.sensors.netlink_events import Decoder, Link, subscribe
 
 Hear = Callable[[Event], None]
 
@@ -42,7 +42,8 @@ class Links:
         self._catching_up: asyncio.Future[None] | None = None
 
     async def join(self, hear: Hear, now_ns: Callable[[], int]) -> None:
-        """Call `hear` with each "link.new", "link.up", "link.down", "link.renamed" and "link.gone" from now on.
+        """Call `hear` with each "link.new", "link.up", "link.down", "link.renamed", "link.readdressed" and "link.gone"
+        from now on.
 
         Raises OSError when there is no netlink socket to be had.
         """
@@ -72,6 +73,10 @@ class Links:
             if self._catching_up is not None:
                 self._catching_up.cancel()
             self._queued = self._catching_up = None
+
+    def links(self) -> list[Link]:
+        """All that are there, as last heard of, by their numbers; known from the end of `join` on."""
+        return [link for _, link in sorted(self._decoder.links.items())]
 
     def hear_now(self) -> None:
         """Tell what the kernel has said by now, without waiting for the event loop to come to it."""
@@ -117,6 +122,21 @@ class Links:
     def _tell(self, event: Event) -> None:
         for hear in tuple(self._listeners):
             hear(event)
+
+
+async def ifindex_of(interface: str) -> int:
+    """The number of an interface; 0 where it is not there.
+
+    Asked in a thread: for a name that is away the kernel may run modprobe, and waits for it.
+    """
+
+    def ask() -> int:
+        try:
+            return socket.if_nametoindex(interface)
+        except OSError:
+            return 0
+
+    return await in_thread(ask)
 
 
 def _dump() -> list[tuple[int, bytes]]:

@@ -207,8 +207,9 @@ class MeshFilter(Touchpoint):
             return None
         if self._keeper is not None:
             self._keeper.serve()
-        own, counters = self._store.rows()
         registry = self.registry
+        registry.wake()
+        own, counters = self._store.rows()
         names = ["unknown", *(registry.spiffe_id(number) or f"number {number}" for number in own), "other"]
         entities = tuple(Entity("identity", name) for name in names)
         n = len(entities)

@@ -22,8 +22,8 @@ from mapek.bpf import (
     object_path,
     tracing,
 )
+from mapek.bpf.cpus import cpu_slots, possible_cpus
 from mapek.bpf.keep import Kept
-from mapek.bpf.maps import possible_cpus
 from mapek.bpf.xdp import Link, open_link
 from mapek.errors import FeatureError
 from mapek.sensors.net_events_layout import COUNTS, OTHER_REASON, REASONS, TCP_EVENTS, TRAFFIC, tcp_format
@@ -87,7 +87,7 @@ def start_btf(
     wanted = [*_TP, *(_PACKETS if packets else ())]
     # Of this thread, which lives in the namespace of whoever opened us.
     own = os.stat("/proc/thread-self/ns/net").st_ino
-    spec, sizes = ObjectSpec.read(object_path("net_events")), {"counts": possible_cpus()}
+    spec, sizes = ObjectSpec.read(object_path("net_events")), {"counts": cpu_slots()}
     with contextlib.ExitStack() as undo:
         kept = None
         if keep is not None:
@@ -155,7 +155,7 @@ def start_tracepoint(
         ObjectSpec.read(object_path("net_events_tp")),
         programs=tuple(told),
         rodata=rodata,
-        max_entries={"counts": possible_cpus()},
+        max_entries={"counts": cpu_slots()},
     )
     with contextlib.ExitStack() as undo:
         undo.callback(loaded.close)

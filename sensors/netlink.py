@@ -7,6 +7,7 @@ kernel has, and reads it back after anything that may have changed it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, Literal
@@ -74,6 +75,9 @@ class Netlink(Touchpoint):
         self._heard: socket.socket | None = None
         self._laying: asyncio.Task[dict[str, str]] | None = None
         self._decoder = Decoder()
+        self._asked: dict[str, int] = {}
+        """The interfaces of the paths as the kernel found them, also by an alternative name; asked once, in a thread:
+        for a name that is away it runs modprobe, and waits for it."""
         self._routes: dict[str, PeerRoutes] = {}
         self._current: dict[str, str] = {}
         self._doubtful: set[str] = set()
@@ -105,6 +109,9 @@ class Netlink(Touchpoint):
         topology = self._around.knowledge.topology
         for kind, body in self._messenger.dump(wire.RTM_GETLINK):
             self._decoder.learn(kind, body)
+        for name in {path.interface for path in topology.paths()}:
+            with contextlib.suppress(OSError):
+                self._asked[name] = socket.if_nametoindex(name)
         found = {}
         if self._objects and peers:
             for _, body in self._messenger.dump(wire.RTM_GETNEXTHOP):
@@ -117,12 +124,18 @@ class Netlink(Touchpoint):
             while ident in found and found[ident][1] != wire.PROTOCOL:
                 ident += 1
             routes = self._routes[peer.name] = PeerRoutes(peer, ident, self._objects)
-            routes.prepare(topology.addresses, self._metric, self._standing_metric)
+            routes.prepare(topology.addresses, self._metric, self._standing_metric, self._links())
             if ident in found and (path := routes.path_of(found[ident][2], found[ident][3])):
                 adopted[peer.name] = path
             ident += 1
             self._stand(routes)
         return adopted
+
+    def _links(self) -> dict[str, int]:
+        """The numbers of the interfaces that are there, by name."""
+        there = self._decoder.links
+        other_names = {name: ifindex for name, ifindex in self._asked.items() if ifindex in there}
+        return other_names | {link.name: ifindex for ifindex, link in there.items()}
 
     def _spare_foreign(self, peers: list[Peer]) -> None:
         """Refuse to replace somebody else's route: same prefix and metric is the same route to the kernel."""
@@ -240,7 +253,7 @@ class Netlink(Touchpoint):
         for peer, routes in self._routes.items():
             if any(path.interface == event.entity.name for path in routes.peer.paths):
                 topology = self._around.knowledge.topology
-                routes.prepare(topology.addresses, self._metric, self._standing_metric)
+                routes.prepare(topology.addresses, self._metric, self._standing_metric, self._links())
                 self._doubtful.add(peer)
                 if event.kind in ("link.new", "link.up"):
                     self._stand(routes)

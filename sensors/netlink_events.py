@@ -29,7 +29,8 @@ GROUPS: Final = (1, 5, 9, 7, 11, 32)
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _IFF_UP, _IFF_RUNNING, _IFF_LOWER_UP = 0x1, 0x40, 0x10000
 _MAIN: Final = 254
-_IFLA_IFNAME, _IFA_ADDRESS, _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 3, 1, 1, 4, 6
+_ETHERNET: Final = 1
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFA_ADDRESS, _RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 3, 1, 1, 4, 6
 
 
 def subscribe(groups: Iterable[int] = GROUPS) -> socket.socket:
@@ -47,12 +48,13 @@ def subscribe(groups: Iterable[int] = GROUPS) -> socket.socket:
 
 @dataclass(slots=True)
 class Link:
-    """An interface as last heard of."""
+    """An interface as last heard of; `mac` is its Ethernet address, if it has one."""
 
     name: str
     ifindex: int
     up: bool
     carrier: bool
+    mac: bytes = b""
 
 
 @dataclass(slots=True)
@@ -101,7 +103,7 @@ class Decoder:
         return None
 
     def _link(self, kind: int, body: bytes, now_ns: int) -> Event | None:
-        family, ifindex, flags = struct.unpack_from("=BxxxiI", body)
+        family, hardware, ifindex, flags = struct.unpack_from("=BxHiI", body)
         if family:
             return None  # a bridge's port talks of the bridge, not of the link
         found = attributes(body, 16)
@@ -111,7 +113,8 @@ class Decoder:
         if kind == RTM_DELLINK:
             self.links.pop(ifindex, None)
             return Event(now_ns, entity, "link.gone")
-        now = Link(entity.name, ifindex, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP))
+        mac = found.get(_IFLA_ADDRESS, b"") if hardware == _ETHERNET else b""
+        now = Link(entity.name, ifindex, bool(flags & _IFF_UP), bool(flags & _IFF_LOWER_UP), mac)
         self.links[ifindex] = now
         fields: Mapping[str, Value] = {"up": now.up, "carrier": now.carrier}
         well = now.up and now.carrier
@@ -119,9 +122,11 @@ class Decoder:
             return Event(now_ns, entity, "link.new", fields)
         if known.name != now.name:
             return Event(now_ns, entity, "link.renamed", {**fields, "before": known.name})
-        if well == (known.up and known.carrier):
-            return None
-        return Event(now_ns, entity, "link.up" if well else "link.down", fields)
+        if well != (known.up and known.carrier):
+            return Event(now_ns, entity, "link.up" if well else "link.down", fields)
+        if known.mac != now.mac:
+            return Event(now_ns, entity, "link.readdressed", {**fields, "mac": now.mac.hex(":")})
+        return None
 
     def _address(self, kind: int, body: bytes, now_ns: int) -> Event | None:
         family, length, _, _, ifindex = struct.unpack_from("=BBBBI", body)

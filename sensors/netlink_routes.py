@@ -7,7 +7,6 @@ that stays when the kernel flushes the object with its link, and when the agent 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -47,15 +46,15 @@ class PeerRoutes:
     standing: dict[str, bytes] = field(default_factory=dict)
     ifindexes: dict[str, int] = field(default_factory=dict)
 
-    def prepare(self, sources: Iterable[Address], metric: int, standing_metric: int) -> None:
-        """Encode for every path whose interface is there now."""
+    def prepare(
+        self, sources: Iterable[Address], metric: int, standing_metric: int, links: Mapping[str, int]
+    ) -> None:
+        """Encode for every path whose interface is there now; `links` has their numbers by name."""
         by_version: dict[int, Address] = {address.version: address for address in reversed(tuple(sources))}
         for table in (self.moves, self.whole, self.standing, self.ifindexes):
             table.clear()
         for rank, path in enumerate(self.peer.paths):
-            try:
-                ifindex = socket.if_nametoindex(path.interface)
-            except OSError:
+            if (ifindex := links.get(path.interface)) is None:
                 continue
             name = path.entity.name
             prefixes = [prefix for prefix in self.peer.prefixes if carries(path, prefix)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import numpy as np
 
 from mapek.bpf import LoadedObject, ObjectSpec, load_async, object_path
-from mapek.bpf.maps import possible_cpus
+from mapek.bpf.cpus import cpu_slots
 from mapek.bpf.tc import Way
 from mapek.bpf.worker import in_thread
 from mapek.config.options import Table, take, take_strings
@@ -197,7 +197,7 @@ class TcClassifier(Touchpoint):
                 interface=link.name,
                 meaning={"classes": " ".join(names)},
             )
-            kept = await self._keeper.take(keep, self._shared.spec, {"counters": possible_cpus()})
+            kept = await self._keeper.take(keep, self._shared.spec, {"counters": cpu_slots()})
             return await count_on(link, self._shared, way, former, kept)
 
     def schema(self) -> Schema:

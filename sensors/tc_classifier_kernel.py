@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mapek.bpf import ArrayMap, LoadedObject, Map, create_map, load_async
+from mapek.bpf.cpus import cpu_slots
 from mapek.bpf.keep import Kept
-from mapek.bpf.maps import BPF_F_MMAPABLE, possible_cpus
+from mapek.bpf.maps import BPF_F_MMAPABLE
 from mapek.bpf.tc import Direction, TcLink, Way
 from mapek.bpf.worker import in_thread
 from mapek.errors import AttachError, ObjectError
@@ -96,7 +97,7 @@ async def _count_on(
         reuse["counters"] = former.loaded.maps["counters"]
     if kept is not None:
         reuse |= kept.reuse()
-    cpus = possible_cpus()
+    cpus = cpu_slots()
     loaded = await load_async(
         shared.spec,
         programs=_PROGRAMS.values(),

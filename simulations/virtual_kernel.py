@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.link_watch_layout import COUNTERS, RTT_BUCKETS, WATCH, Alarm
 from mapek.sensors.prober import Target
 from mapek.simulations.virtual_path import KNOWN_AFTER, VirtualPath
+
+_IFINDEX: Final = 1
+"""Of every interface: nothing is told apart by it."""
 
 
 class Below(Protocol):
@@ -152,15 +155,17 @@ class _Kernel:
 
     async def attach(self, interface: str, around: Surroundings) -> _Attachment:
         mine = {at: path for at, path in enumerate(self._paths) if path.interface == interface}
-        return _Attachment(1, {at: Target(at, 1, path.address, path.address) for at, path in mine.items()})
+        return _Attachment(
+            _IFINDEX, {at: Target(at, _IFINDEX, path.address, path.address) for at, path in mine.items()}
+        )
+
+    async def ifindex(self, interface: str) -> int:
+        return _IFINDEX
 
     def routed_targets(self, local_addresses: Iterable[object]) -> dict[int, Target]:
         peers = self._mesh.knowledge.topology.peers
         addresses = {index: peers[name].addresses[0] for index, name in self.routed.items()}
         return {index: Target(index, 0, address, address) for index, address in addresses.items()}
-
-    def ifindex(self, interface: str) -> int:
-        return 1
 
     def mode(self, one: _Attachment) -> str:
         return "virtual"

@@ -5,6 +5,7 @@
  * on one line. Per-CPU values are summed, an mmapable array is copied from its memory, others are just read.
  */
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <stdint.h>
@@ -19,20 +20,6 @@ static int fd, cpus;
 static char *keys, *values, *sums;
 static const char *memory;
 static volatile uint64_t sink;
-
-static int possible_cpus(void)
-{
-	FILE *file = fopen("/sys/devices/system/cpu/possible", "r");
-	char line[256] = "0", *last = line;
-
-	if (!file || !fgets(line, sizeof(line), file))
-		exit(1);
-	fclose(file);
-	for (char *at = line; *at; at++)
-		if (*at == ',' || *at == '-')
-			last = at + 1;
-	return atoi(last) + 1;
-}
 
 static void read_batches(void)
 {
@@ -89,11 +76,13 @@ int main(int argc, char **argv)
 		fprintf(stderr, "no such map\n");
 		return 1;
 	}
-	cpus = info.type == BPF_MAP_TYPE_PERCPU_ARRAY || info.type == BPF_MAP_TYPE_PERCPU_HASH ? possible_cpus() : 1;
+	cpus = 1;
+	if (info.type == BPF_MAP_TYPE_PERCPU_ARRAY || info.type == BPF_MAP_TYPE_PERCPU_HASH)
+		cpus = libbpf_num_possible_cpus();
 	keys = calloc(info.max_entries, info.key_size);
 	values = calloc((size_t)info.max_entries * cpus, info.value_size);
 	sums = calloc(info.max_entries, info.value_size);
-	if (!keys || !values || !sums)
+	if (cpus < 1 || !keys || !values || !sums)
 		return 1;
 	if (info.map_flags & BPF_F_MMAPABLE) {
 		memory = mmap(NULL, (size_t)info.max_entries * info.value_size, PROT_READ, MAP_SHARED, fd, 0);

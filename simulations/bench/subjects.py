@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 
 from mapek.bpf import ObjectSpec, PerCpuArrayMap, Program, load, object_path
-from mapek.bpf.maps import BPF_F_MMAPABLE, ArrayMap, ProgArrayMap, create_map, possible_cpus
+from mapek.bpf.cpus import cpu_slots
+from mapek.bpf.maps import BPF_F_MMAPABLE, ArrayMap, ProgArrayMap, create_map
 from mapek.errors import PermanentError
 from mapek.knowledge.topology import Address
 from mapek.sensors import tc_classifier_table as classifier
@@ -150,7 +151,7 @@ def batadv(life: ExitStack) -> dict[str, Subject]:
 
 def tc_classifier(life: ExitStack) -> dict[str, Subject]:
     """Both directions with three classes, and the tc program that does nothing."""
-    data, cpus = frame(*ENDS, 5000, 443, bytes(64)), possible_cpus()
+    data, cpus = frame(*ENDS, 5000, 443, bytes(64)), cpu_slots()
     empty = life.enter_context(load(ObjectSpec.read(object_path("empty_tc"))))
     loaded = life.enter_context(
         load(ObjectSpec.read(object_path("tc_classifier")), max_entries={"counters": cpus})

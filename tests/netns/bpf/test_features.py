@@ -34,9 +34,9 @@ from mapek.bpf import (
 from mapek.bpf import demands as of
 from mapek.bpf.anatomy import take_apart
 from mapek.bpf.attempts import new_map
+from mapek.bpf.cpus import possible_cpus
 from mapek.bpf.demands import Part
 from mapek.bpf.features import FEATURES, Answer, probe
-from mapek.bpf.maps import possible_cpus
 from mapek.bpf.xdp_netlink import attach_xdp_netlink
 from mapek.errors import MapekError
 from tests.netns.bpf.wires import Wire, run

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from mapek.bpf import ObjectSpec, load, object_path
-from mapek.bpf.maps import possible_cpus
+from mapek.bpf.cpus import cpu_slots
 from mapek.sensors.tc_classifier_classes import TrafficClass
 from tests.netns.bpf.fuzz import ANYBODY, FRAMES, SEED, Frames, Runner
 from tests.netns.bpf.test_tc_classifier import SHOT, UNSPEC, Bench
@@ -69,9 +69,7 @@ def transport(chance: random.Random, version: int, protocol: int) -> bytes:
 @pytest.mark.parametrize("way", ["in", "out"])
 def test_each_frame_is_counted_in_its_class(way: str):
     source = Frames(SEED, ANYBODY, transport)
-    with load(
-        ObjectSpec.read(object_path("tc_classifier")), max_entries={"counters": possible_cpus()}
-    ) as loaded:
+    with load(ObjectSpec.read(object_path("tc_classifier")), max_entries={"counters": cpu_slots()}) as loaded:
         bench = Bench(loaded)
         classes = bench.use(**CLASSES)
         slots = {name: slot for slot, name in bench.names.items()}

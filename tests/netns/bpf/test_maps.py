@@ -28,7 +28,7 @@ from mapek.bpf import (
     open_map,
 )
 from mapek.bpf.batch import BatchReader
-from mapek.bpf.maps import possible_cpus
+from mapek.bpf.cpus import possible_cpus
 from mapek.errors import FeatureError, ObjectError
 
 NO_PREALLOC = 1

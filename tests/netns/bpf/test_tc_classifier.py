@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mapek.bpf import ArrayMap, LoadedObject, ObjectSpec, create_map, load, object_path
-from mapek.bpf.maps import BPF_F_MMAPABLE, possible_cpus
+from mapek.bpf.cpus import cpu_slots
+from mapek.bpf.maps import BPF_F_MMAPABLE
 from mapek.sensors.tc_classifier_classes import TrafficClass, parse_classes
 from mapek.sensors.tc_classifier_table import SLOT_OTHER, SLOTS, TABLE, build
 
@@ -26,7 +27,7 @@ class Bench:
 
     def __init__(self, loaded: LoadedObject) -> None:
         self.loaded = loaded
-        cpus = possible_cpus()
+        cpus = cpu_slots()
         self.counters = loaded.map("counters", ArrayMap).view(np.uint64).reshape(cpus, 2, SLOTS, 3)
 
     def use(self, **classes: str) -> tuple[TrafficClass, ...]:
@@ -65,7 +66,7 @@ def skb(mark: int = 0, gso_segs: int = 0, gso_size: int = 0) -> bytes:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     spec = ObjectSpec.read(object_path("tc_classifier"))
-    with load(spec, max_entries={"counters": possible_cpus()}) as loaded:
+    with load(spec, max_entries={"counters": cpu_slots()}) as loaded:
         yield Bench(loaded)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+import threading
 
 import pytest
 
 from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
+from mapek.bpf.xdp import Link
 from mapek.errors import AttachError, ConfigError, DegradedError, FeatureError
 from mapek.model import Entity, Event
 from mapek.sensors.batadv import Batadv
@@ -74,6 +77,7 @@ async def test_deleted_and_made_again(other):
         await node.heard("path.silent")
         run("ip link del l0")
         watch.on_event(link("link.gone", "l0"))
+        assert list(watch.status().attached) == ["l1"]
         assert any("l0: the interface is gone" in word for word in watch.status().degraded)
         other.states[0]["reflected"] = 0
         other.lay(0)
@@ -122,6 +126,40 @@ async def test_it_goes_while_it_is_attached_to(other, monkeypatch, comes_back):
             assert any("l0: the interface is gone" in word for word in troubles(watch))
     finally:
         await node.close(watch)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LinkWatch({"pin": "no", "wait": True}), lambda: XdpCounter({"interfaces": ["l0", "l1"]})]
+)
+async def test_the_loop_asks_nothing_that_waits(other, monkeypatch, make):
+    """A link's ifindex waits for rtnl, and the number of a name that is away for modprobe."""
+    asked: list[tuple[str, bool]] = []
+
+    def watched(name, call):
+        def asks(*args):
+            # What this test lays itself is no sensor's asking.
+            if sys._getframe(1).f_globals["__name__"].startswith("mapek."):
+                asked.append((name, threading.get_ident() == here))
+            return call(*args)
+
+        return asks
+
+    here = threading.get_ident()
+    node, touchpoint = Node(topology()), make()
+    try:
+        for owner, name in ((Link, "_info"), (socket, "if_nametoindex")):
+            monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+        run("ip link del l0")
+        await touchpoint.open(node.surroundings)
+        assert list(touchpoint.status().attached) == ["l1"]
+        other.lay(0)
+        touchpoint.on_event(Event(1, Entity("link", "l0", 0), "link.up"))
+        await node.until(lambda: len(touchpoint.status().attached) == 2)
+        touchpoint.read()
+    finally:
+        await node.close(touchpoint)
+    assert {name for name, _ in asked} == {"_info", "if_nametoindex"}
+    assert not [name for name, on_the_loop in asked if on_the_loop]
 
 
 @pytest.mark.kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from contextlib import asynccontextmanager
@@ -177,8 +178,11 @@ async def test_carrier_loss_is_heard_and_survived(links):
         await node.until(lambda: table() == rows(10_000, 0) | rows(10_001, 1) | rows(100, 1))
 
 
-async def test_an_interface_made_again_has_its_routes_again(links):
+async def test_an_interface_made_again_has_its_routes_again(links, monkeypatch):
+    asked = []
     async with routes() as (netlink, node):
+        # It knows the numbers from what it hears: asking for a name that is away may wait for modprobe.
+        monkeypatch.setattr(socket, "if_nametoindex", asked.append)
         await netlink.act(use(1))
         run("ip link del l0")
         await node.heard("link.gone", 1)
@@ -190,6 +194,20 @@ async def test_an_interface_made_again_has_its_routes_again(links):
         await node.until(lambda: table() == rows(10_000, 0) | rows(10_001, 1) | rows(100, 1))
         assert (await netlink.act(use(0))).changed
         assert table(100) == rows(100, 0)
+    assert not asked
+
+
+async def test_paths_over_an_alternative_name(links):
+    run("ip link property add dev l1 altname uplink")
+    known = topology()
+    b = known.peers["b"]
+    paths = (b.paths[0], dataclasses.replace(b.paths[1], interface="uplink"))
+    async with routes(Topology("a", ADDRESSES, [dataclasses.replace(b, paths=paths)])) as (netlink, node):
+        run("ip link set l0 down")
+        await node.heard("link.down")
+        step = Step("netlink", "use_path", {"peer": "b", "path": "b/uplink"})
+        assert (await netlink.act(step)).changed
+        assert table(100) == rows(100, 1)
 
 
 async def test_a_foreign_hand_on_our_nexthop_is_told_and_held(links):

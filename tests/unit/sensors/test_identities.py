@@ -14,12 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mapek.clock import VirtualClock
 from mapek.errors import ConfigError, MapekError
 from mapek.sensors.identities import ALLOW, AT_ONCE, DENY, Entry, Identities, Verdict
+from mapek.sensors.identity_ends import STALE, Ends
 from mapek.sensors.identity_file import MAX_BYTES, parse_file
 from mapek.sensors.identity_numbers import FIRST_OWN
 
 A, B, C = (f"spiffe://example.org/{letter}" for letter in "abc")
 P, Q, R = (ip_network(f"10.0.{n}.0/24") for n in range(3))
 MAC = bytes.fromhex("020000000001")
+SECOND = 1_000_000_000
 
 
 class Told:
@@ -293,12 +295,43 @@ def test_verdicts_that_cannot_be(wrong):
         Verdict(*wrong)
 
 
+def test_the_life_of_an_entry_goes_on_while_the_machine_sleeps(told: Told, clock: VirtualClock):
+    slept = [7 * SECOND]
+    registry = Identities(_ends=Ends(lambda: slept[0]))
+    registry.join(told, clock)
+    registry.put(Entry(A, (P,), expires_ns=clock.now_ns() + 20 * SECOND))
+    registry.put(Entry(B, (Q,), expires_ns=clock.now_ns() + 40 * SECOND))
+    slept[0] += 30 * SECOND
+    # Before anybody looks: its expiry is told by the clock of now.
+    registry.put(Entry(C, (R,), expires_ns=clock.now_ns() + 20 * SECOND))
+    clock.advance_to(clock.now_ns() + SECOND)
+    assert set(told.table) == {Q, R}
+    clock.advance_to(clock.now_ns() + 10 * SECOND)
+    assert set(told.table) == {R}
+    clock.advance_to(clock.now_ns() + 10 * SECOND)
+    assert (told.table, registry.expired) == ({}, 3)
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(1, 2**40)), min_size=1), st.integers(1, 60))
+def test_what_is_renewed_for_ever_takes_no_more_room(renewals, rounds):
+    """Not in the registry, and no timer more than those that come before all others."""
+    clock, registry = VirtualClock(0), Identities()
+    registry.join(Told(), clock)
+    for turn in range(rounds):
+        for who, life in renewals:
+            registry.put(Entry(who, expires_ns=(turn << 40) + life))
+            assert len(registry._ends) <= 2 * len(registry.entries()) + STALE
+    assert len(clock._timers._heap) <= len(renewals)
+
+
 class Anything(RuleBasedStateMachine):
     """Whatever happens, what was told adds up to what the registry says, and to a plain model of it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock, self.told, self.registry = VirtualClock(1), Told(), Identities()
+        self.slept = 0
+        self.clock, self.told = VirtualClock(1), Told()
+        self.registry = Identities(_ends=Ends(lambda: self.slept))
         self.registry.join(self.told, self.clock)
         self.model: dict[tuple[str, str], tuple[tuple[object, ...], int | None]] = {}
         self.numbers: dict[str, int] = {}
@@ -310,7 +343,7 @@ class Anything(RuleBasedStateMachine):
         life=st.one_of(st.none(), st.integers(1, 20)),
     )
     def put(self, source, who, where, life):
-        expires = None if life is None else self.clock.now_ns() + life
+        expires = None if life is None else self.clock.now_ns() + life * SECOND
         prefixes = tuple(one for one in where if one != MAC)
         entry = Entry(who, prefixes, (MAC,) if MAC in where else (), expires)
         number = self.registry.put(entry, source)
@@ -324,7 +357,19 @@ class Anything(RuleBasedStateMachine):
 
     @rule(by=st.integers(1, 15))
     def wait(self, by):
-        self.clock.advance_to(self.clock.now_ns() + by)
+        self.clock.advance_to(self.clock.now_ns() + by * SECOND)
+        self.forget()
+
+    @rule(by=st.integers(2, 15))
+    def sleep(self, by):
+        """The clock stands still, and lives go on."""
+        self.slept += by * SECOND
+        self.registry.wake()
+        self.clock.advance_to(self.clock.now_ns())
+        self.model = {key: (where, end and end - by * SECOND) for key, (where, end) in self.model.items()}
+        self.forget()
+
+    def forget(self):
         now = self.clock.now_ns()
         self.model = {key: one for key, one in self.model.items() if one[1] is None or one[1] > now}
 
@@ -335,6 +380,7 @@ class Anything(RuleBasedStateMachine):
         }
         assert self.registry.addresses() == expected
         assert self.told.table == expected
+        assert len(self.registry._ends) <= 2 * len(self.model) + STALE
 
 
 TestAnything = Anything.TestCase

@@ -23,9 +23,9 @@ def message(kind, body):
     return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
 
 
-def link(kind, name, ifindex=3, flags=UP | LOWER, family=0):
-    body = struct.pack("=BxHiII", family, 1, ifindex, flags, 0)
-    return message(kind, body + attribute(3, name.encode() + b"\0"))
+def link(kind, name, ifindex=3, flags=UP | LOWER, family=0, mac=b"", hardware=1):
+    body = struct.pack("=BxHiII", family, hardware, ifindex, flags, 0)
+    return message(kind, body + attribute(3, name.encode() + b"\0") + (attribute(1, mac) if mac else b""))
 
 
 def route(kind, prefix, length, protocol, table=254, oif=3, metric=7):
@@ -37,6 +37,22 @@ def route(kind, prefix, length, protocol, table=254, oif=3, metric=7):
 
 def heard(decoder, *messages):
     return list(decoder.events(b"".join(messages), lambda: 5))
+
+
+def test_the_address_of_a_link():
+    decoder = Decoder()
+    told = [
+        heard(decoder, link(16, "l0", mac=b"\2\0\0\0\0\1")),
+        heard(decoder, link(16, "l0", mac=b"\2\0\0\0\0\2")),
+        heard(decoder, link(16, "l0", mac=b"\2\0\0\0\0\2")),
+        heard(decoder, link(16, "gre", 4, mac=b"\x0a\0\0\1", hardware=778)),
+        heard(decoder, link(16, "gre", 4, mac=b"\x0a\0\0\2", hardware=778)),
+    ]
+    assert [[event.kind for event in events] for events in told] == [
+        ["link.new"], ["link.readdressed"], [], ["link.new"], [],
+    ]  # fmt: skip
+    assert told[1][0].fields["mac"] == "02:00:00:00:00:02"
+    assert [one.mac.hex() for one in decoder.links.values()] == ["020000000002", ""]
 
 
 def test_the_life_of_a_link():
