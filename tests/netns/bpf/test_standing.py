@@ -30,7 +30,6 @@ from mapek.bpf.standing import Slot, Standing, how_lost
 from mapek.bpf.xdp import Link
 from mapek.errors import MapekError
 from tests.netns.bpf.wires import Wire, run
-from tests.support import machine
 
 pytestmark = pytest.mark.netns
 
@@ -121,12 +120,13 @@ def filter_replaced(one: Standing, life: ExitStack) -> None:
     run(f"tc filter replace {place} bpf direct-action object-pinned {path}")
 
 
+TCX = pytest.mark.needs("tcx")
 TAKEN = [
     (xdp, forced, "its link was detached by force"),
     (xdp, bpftool_detach, "its link was detached by force"),
     (xdp, given("empty"), "its link was given program 'empty' (id "),
-    (tcx, forced, "its link was detached by force"),
-    (tcx, given("empty_tc"), "its link was given program 'empty_tc' (id "),
+    pytest.param(tcx, forced, "its link was detached by force", marks=TCX),
+    pytest.param(tcx, given("empty_tc"), "its link was given program 'empty_tc' (id ", marks=TCX),
     (clsact, command(f"tc filter del dev near egress prio {0xBEE}"), "its filter is gone"),
     (clsact, command("tc filter del dev near egress"), "its filter is gone"),
     (clsact, command("tc qdisc del dev near clsact"), "its filter is gone"),
@@ -148,8 +148,6 @@ TAKEN = [
 def test_taken_off(
     wire: Wire, attach: Callable[[ExitStack, Wire], Standing], take: Callable[..., None], said: str
 ) -> None:
-    if attach is tcx and not machine.has("tcx"):
-        pytest.skip("no tcx")
     with ExitStack() as life:
         one = attach(life, wire)
         assert how_lost(one, wire.near) == ""
@@ -157,22 +155,18 @@ def test_taken_off(
         assert how_lost(one, wire.near).startswith(said)
 
 
-@pytest.mark.parametrize("attach", [xdp, tcx, clsact, by_netlink])
+@pytest.mark.parametrize("attach", [xdp, pytest.param(tcx, marks=TCX), clsact, by_netlink])
 def test_gone_with_its_interface_is_not_taken_off(
     wire: Wire, attach: Callable[[ExitStack, Wire], Standing]
 ) -> None:
-    if attach is tcx and not machine.has("tcx"):
-        pytest.skip("no tcx")
     with ExitStack() as life:
         one = attach(life, wire)
         run("ip link del near")
         assert how_lost(one, wire.near) == ""
 
 
-@pytest.mark.parametrize("attach", [xdp, tcx, clsact, by_netlink])
+@pytest.mark.parametrize("attach", [xdp, pytest.param(tcx, marks=TCX), clsact, by_netlink])
 def test_what_we_took_off_ourselves(wire: Wire, attach: Callable[[ExitStack, Wire], Standing]) -> None:
-    if attach is tcx and not machine.has("tcx"):
-        pytest.skip("no tcx")
     with ExitStack() as life:
         one = attach(life, wire)
         one.detach()  # type: ignore[attr-defined]
@@ -230,11 +224,9 @@ async def test_a_slot_of_the_chain(wire: Wire, pins: Path) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("way", ["raw_tp", "tp_btf"])
+@pytest.mark.parametrize("way", ["raw_tp", pytest.param("tp_btf", marks=pytest.mark.needs("btf"))])
 def test_the_kernel_lets_nobody_take_a_tracepoint_off(way: str) -> None:
     """Should a kernel come to allow it, this fails, and whoever hangs on a tracepoint has to be looked after too."""
-    if way == "tp_btf" and not machine.has("btf"):
-        pytest.skip("no BTF")
     with ExitStack() as life:
         spec = ObjectSpec.read(object_path("syscall_latency"))
         exit_program = f"{way}_exit"

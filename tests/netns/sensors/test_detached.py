@@ -26,7 +26,7 @@ from mapek.testing import VethLinks, some_topology
 from mapek.testing.around import Around, until
 from tests.netns.sensors.test_sensor_conformance import Neighbourly
 from tests.netns.sensors.wires import run
-from tests.support.machine import has, patience
+from tests.support.machine import patience
 
 Take = Callable[[str], None]
 
@@ -122,6 +122,11 @@ WAYS: list[tuple[str, Mapping[str, object], Take | str, str]] = [
 ]
 
 
+def takes_tcx(sensor: str, options: Mapping[str, object]) -> bool:
+    by_tc = "tc" in options.values() or sensor in ("link_watch", "tc_classifier")
+    return by_tc and options != CLSACT
+
+
 def make(sensor: str, options: Mapping[str, object]) -> Touchpoint:
     module = importlib.import_module(f"mapek.sensors.{sensor}")
     kind: type[Touchpoint] = getattr(module, "".join(word.title() for word in sensor.split("_")))
@@ -146,11 +151,11 @@ def stranger(links) -> Iterator[LoadedObject]:
 
 @pytest.mark.kernel
 @pytest.mark.needs("bpftool", "bpffs")
-@pytest.mark.parametrize(("sensor", "options", "take", "how"), WAYS)
+@pytest.mark.parametrize(
+    ("sensor", "options", "take", "how"),
+    [pytest.param(*way, marks=pytest.mark.needs("tcx") if takes_tcx(*way[:2]) else ()) for way in WAYS],
+)
 async def test_noticed_within_a_second_and_put_back(links, stranger, sensor, options, take, how):
-    tc = "tc" in options.values() or sensor in ("link_watch", "tc_classifier")
-    if tc and options != CLSACT and not has("tcx"):
-        pytest.skip("no tcx")
     around, touchpoint = Around(some_topology()), make(sensor, options)
     pin = Path(f"/sys/fs/bpf/mapek-test-{os.getpid()}-s")
     try:

@@ -14,6 +14,7 @@ from mapek.sensors import link_watch_paths
 from mapek.sensors.link_watch import ALARM_BURST, LinkWatch
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import run
+from tests.support.machine import patience
 
 L0, L1 = "b/l0", "b/l1"
 
@@ -28,7 +29,7 @@ def other(space, spec, request):
 async def watching(other, *, measure=True, **options):
     """The touchpoint, open, with both paths answered."""
     node = Node(topology(other.family))
-    watch = LinkWatch({"interval_ms": 2.0, "pin": "no", **options})
+    watch = LinkWatch({"interval_ms": patience(2.0), "pin": "no", **options})
     try:
         await watch.open(node.surroundings)
         await node.until(lambda: (other.states[:2]["reflected"] >= 32).all())
