@@ -53,9 +53,6 @@ HELP: Final[Mapping[str, str]] = {
 STATISTICS: Final = tuple(HELP)
 """struct rtnl_link_stats64 as far as every kernel from 4.6 on has it."""
 
-OPERSTATES: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
-"""RFC 2863 by IF_OPER_* number."""
-
 _T = TypeVar("_T")
 _HEADER = struct.Struct("=IHHII")
 _STATISTICS = struct.Struct(f"={len(STATISTICS)}Q")
