@@ -64,6 +64,12 @@ def test_ours_are_valid(path: Path):
         (calling("probe_write_user"), "probe_write_user is not allowed in xdp: it writes user memory"),
         (calling("send_signal"), "kills processes"),
         (calling("probe_read_kernel"), "reads kernel memory"),
+        (calling("probe_read"), "reads user memory, reads kernel memory"),
+        (calling("snprintf"), "reads user memory, reads kernel memory"),
+        (calling("trace_printk"), "reads user memory, reads kernel memory"),
+        (calling("snprintf_btf"), "reads kernel memory"),
+        (calling("per_cpu_ptr"), "reads kernel memory"),
+        (calling("skc_to_tcp_sock"), "reads kernel memory"),
         (calling("ktime_get_ns", b"Proprietary"), ""),
         (calling("fib_lookup", b"Proprietary"), "fib_lookup only serve GPL-compatible.*'Proprietary'"),
         (calling("fib_lookup", b"GPL"), ""),
@@ -133,7 +139,7 @@ def test_a_helper_that_no_program_type_may_call_is_in_no_default():
     for kind, names in HELPERS.items():
         for effect in ("writes user memory", "kills processes", "makes kernel functions fail"):
             assert not names & helpers.EFFECTS[effect], kind
-    assert "probe_read_kernel" in HELPERS["tracing"]
+    assert {"probe_read_kernel", "probe_read", "trace_printk"} <= HELPERS["tracing"]
     assert "redirect_map" in HELPERS["xdp"]
 
 
