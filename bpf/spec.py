@@ -23,6 +23,7 @@ from mapek.errors import ObjectError
 
 _BPF_F_MMAPABLE: Final = 1 << 10
 _BPF_F_RDONLY_PROG: Final = 1 << 7
+_ONCE: Final = (".BTF", ".BTF.ext", ".maps", "license", "maps", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class ObjectSpec:
     def parse(cls, data: bytes, path: str = "object") -> ObjectSpec:
         """Parse the bytes of an object file; `path` names it in errors. Raises ObjectError."""
         elf = elf_module.parse(data, path)
+        _check_names(elf, path)
         section = elf.section(".BTF")
         if section is None:
             raise bad(path, "it has no BTF, so its maps are unknown (compile with -g)")
@@ -131,6 +133,16 @@ def object_path(name: str) -> Path:
     if not path.is_file():
         raise ObjectError("find", f"program {name}", f"no file {path}", "build it with make bpf")
     return path
+
+
+def _check_names(elf: Elf, on: str) -> None:
+    """Of two sections of one name libbpf takes the last, or both; whoever judges one of them judges nothing."""
+    seen = set()
+    for one in elf.sections:
+        if one.name in _ONCE or _is_data(one) or one.flags & elf_module.SHF_EXECINSTR:
+            if one.name in seen:
+                raise bad(on, f"it has two sections {one.name!r}")
+            seen.add(one.name)
 
 
 def _is_data(section: Section) -> bool:
