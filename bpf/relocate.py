@@ -6,20 +6,25 @@ walked, and only types of a wanted name are read. libbpf does the same match ane
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mapek.bpf import btf as b
 from mapek.bpf.anatomy import Anatomy
 from mapek.bpf.btf_ext import CoreRelocation
-from mapek.bpf.elf import bad
+from mapek.bpf.elf import MAX_NAME, bad
 from mapek.bpf.validate import Finding
 from mapek.errors import ObjectError
 
 VMLINUX: Final = "/sys/kernel/btf/vmlinux"
 _MAX_FILE: Final = 64 << 20
+_DEEPEST: Final = 64
+"""Members in one path of a relocation; libbpf takes no more."""
+_MAX_STEPS: Final = 1 << 17
+"""Members in all paths together."""
 _ASKS: Final = ("field_exists", "type_exists", "enumval_exists", "type_matches", "type_id_local")
 """Kinds that cannot fail: "no" is an answer to them."""
 _PER_MEMBER: Final = {b.STRUCT: 12, b.UNION: 12, b.ENUM: 8, b.ENUM64: 12, b.FUNC_PROTO: 8, b.DATASEC: 12}
@@ -48,6 +53,7 @@ class KernelBtf:
         # By id; id 0 is void.
         self._at = [0]
         self._named: dict[int, list[int]] = {}
+        self._members: dict[int, dict[str, int]] = {}
         self._walk(header + type_off, end)
 
     def _walk(self, at: int, end: int) -> None:
@@ -80,14 +86,17 @@ class KernelBtf:
             raise bad(path, f"it has more than {_MAX_FILE >> 20} MiB")
         return cls(data, path, order)
 
+    @functools.cached_property
+    def _by_name(self) -> Mapping[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for place, ids in self._named.items():
+            found.setdefault(self._text(place), []).extend(ids)
+        return found
+
     def named(self, name: str, kind: int) -> list[int]:
         """Ids of types of that name that are of the same family as `kind` (struct and union, or enum)."""
-        places, wanted, start = set(), name.encode(), 0
-        while (at := self._strings.find(b"\0" + wanted + b"\0", start)) >= 0:
-            places.add(at + 1)
-            start = at + 1
         family = _FAMILIES.get(kind)
-        ids = [ident for place in places for ident in self._named.get(place, ())]
+        ids = self._by_name.get(name, ())
         return [i for i in ids if (_FAMILIES.get(self.kind(i)) == family if family else self.kind(i) == kind)]
 
     def kind(self, ident: int) -> int:
@@ -128,18 +137,24 @@ class KernelBtf:
         composite = _FAMILIES[kind] == "composite"
         return [(self._text(name), type_ if composite else 0) for name, type_ in rows]
 
-    def member(self, ident: int, name: str, depth: int = 0) -> int | None:
+    def member(self, ident: int, name: str) -> int | None:
         """The type of the member `name`, looked for in members without a name too; None where there is none."""
-        for called, type_ in self.members(self.resolve(ident)):
-            if called == name:
-                return type_
-            if not called and depth < 8 and (found := self.member(type_, name, depth + 1)) is not None:
-                return found
-        return None
+        return self._all_members(self.resolve(ident), 0).get(name)
+
+    def _all_members(self, ident: int, depth: int) -> Mapping[str, int]:
+        if ident not in self._members:
+            # Put there before it is full, so that a record in itself is no loop.
+            found = self._members[ident] = {}
+            for called, type_ in self.members(ident):
+                if called:
+                    found.setdefault(called, type_)
+                elif depth < 8:
+                    for inner, of in self._all_members(self.resolve(type_), depth + 1).items():
+                        found.setdefault(inner, of)
+        return self._members[ident]
 
     def _text(self, offset: int) -> str:
-        end = self._strings.find(b"\0", offset)
-        return self._strings[offset:end].decode("utf-8", "replace")
+        return self._strings[offset : offset + MAX_NAME].split(b"\0")[0].decode("utf-8", "replace")
 
 
 def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
@@ -159,6 +174,7 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
         return
     kernel = KernelBtf.read(path or VMLINUX, anatomy.spec.byteorder)
     known: dict[tuple[int, str], str] = {}
+    steps = 0
     for function in anatomy.functions.values():
         asks = any(one.kind in _ASKS for one in function.relocations)
         said = set()
@@ -167,6 +183,9 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
             if one.kind in _ASKS:
                 continue
             if key not in known:
+                steps += one.access.count(":")
+                if steps > _MAX_STEPS:
+                    raise bad(anatomy.spec.path, "its relocations are longer than those of any object")
                 known[key] = _missing(anatomy.spec.btf, one, kernel)
             if known[key] and known[key] not in said:
                 said.add(known[key])
@@ -184,7 +203,7 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
 def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
     """What the kernel lacks for a relocation, in words, or ""."""
     try:
-        path = [int(word) for word in one.access.split(":")]
+        path = [int(word) for word in one.access.split(":", _DEEPEST)]
     except ValueError:
         raise bad(local.on, f"a relocation has the path {one.access[:80]!r}") from None
     root = local.resolve(one.type)
@@ -202,7 +221,7 @@ def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
         if not 0 <= path[0] < len(root.members):
             raise bad(local.on, f"a relocation names value {path[0]} of {len(root.members)} of enum {name}")
         wanted = root.members[path[0]].name.split("___")[0]
-        there = any(wanted == value for ident in candidates for value, _ in kernel.members(ident))
+        there = any(kernel.member(ident, wanted) is not None for ident in candidates)
         return "" if there else f"value {wanted} in enum {name}"
     return _walk(local, root, path[1:], name, candidates, kernel)
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,6 +23,9 @@ from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from mapek.errors import ObjectError
 
 Severity = Literal["refuse", "warn"]
+
+MAX_FINDINGS: Final = 1000
+"""Nobody reads more of them, and a hostile object may have one for each instruction of each program."""
 
 # License strings that the kernel takes for GPL-compatible, from include/linux/license.h.
 GPL_COMPATIBLE: Final = frozenset(
@@ -93,17 +97,21 @@ def validate(spec: ObjectSpec, rules: Rules | None = None, signature: str | Path
     anatomy = take_apart(spec)
     sizes = {name: _size(anatomy, name) for name in spec.programs}
     digest = hashlib.sha256(spec.raw).hexdigest()
-    findings = [
-        *_origin(spec, rules, digest),
-        *_signature(spec, rules, signature),
-        *_license(spec, anatomy),
-        *_programs(spec, rules),
-        *(found for one in spec.programs.values() for found in _calls(one, anatomy, rules)),
-        *(found for function in anatomy.functions.values() for found in _code(function)),
-        *_sizes(sizes, anatomy, rules),
-        *_types(spec),
-        *check_maps(spec, rules),
-    ]
+    all_of_them = chain(
+        _origin(spec, rules, digest),
+        _signature(spec, rules, signature),
+        _license(spec, anatomy),
+        _programs(spec, rules),
+        *(_calls(one, anatomy, rules) for one in spec.programs.values()),
+        *(_code(function) for function in anatomy.functions.values()),
+        _sizes(sizes, anatomy, rules),
+        _types(spec),
+        check_maps(spec, rules),
+    )
+    findings = list(islice(all_of_them, MAX_FINDINGS))
+    if next(all_of_them, None) is not None:
+        why = f"more is wrong with it than {MAX_FINDINGS} things"
+        findings.append(Finding("refuse", "object", why, "mend the first ones"))
     taken = sum(map_bytes(one, rules.cpus) for one in spec.maps.values())
     return Report(spec.path, digest, spec.license, spec.byteorder, sizes, taken, tuple(findings), anatomy)
 
@@ -185,7 +193,7 @@ def _signature(spec: ObjectSpec, rules: Rules, given: str | Path | None = None) 
 
 def _license(spec: ObjectSpec, anatomy: Anatomy) -> Iterator[Finding]:
     sections = [one for one in spec.elf.sections if one.name == "license"]
-    strings = [one for section in sections for one in bytes(section.data).split(b"\0") if one]
+    strings = [one for section in sections for one in bytes(section.data[:4096]).split(b"\0") if one]
     if len(strings) != 1:
         yield Finding("refuse", "license", f"it has {len(strings)} licences", "give it exactly one")
     if spec.license in GPL_COMPATIBLE:
@@ -227,23 +235,28 @@ def _helpers(functions: tuple[Function, ...]) -> set[str]:
 def _calls(program: ProgramSpec, anatomy: Anatomy, rules: Rules) -> Iterator[Finding]:
     functions, place = anatomy.reach(program.name), f"program {program.name}"
     allowed = set(rules.helpers.get(program.type, ()))
-    for helper in sorted(_helpers(functions) - allowed) if program.type in rules.helpers else ():
+    refused = _first_calls(functions, allowed) if program.type in rules.helpers else {}
+    for helper, where in sorted(refused.items()):
         effect = ", ".join(helpers.effects([helper]))
         why = f"helper {helper.removeprefix('helper ')} is not allowed in {program.type}" + (
             f": it {effect}" if effect else ""
         )
-        yield Finding("refuse", place, why + _where(functions, helper), "allow it if it is meant")
+        yield Finding("refuse", place, why + where, "allow it if it is meant")
     for kfunc in sorted({one for function in functions for _, one in function.kfuncs()} - set(rules.kfuncs)):
         why = f"kernel function {kfunc or 'without a name'} is not allowed"
         yield Finding("refuse", place, why, "allow it if it is meant")
 
 
-def _where(functions: tuple[Function, ...], helper: str) -> str:
+def _first_calls(functions: tuple[Function, ...], allowed: Collection[str]) -> dict[str, str]:
+    """Helpers that are called and not allowed, each with where it is first, " (FILE:LINE)" or "" without lines."""
+    found: dict[str, str] = {}
     for function in functions:
         for one, number in function.helpers():
-            if helpers.name(number) == helper and (line := function.line(one.slot)):
-                return f" ({line.file}:{line.number})"
-    return ""
+            name = helpers.name(number)
+            if name not in allowed and not found.get(name):
+                line = function.line(one.slot)
+                found[name] = f" ({line.file}:{line.number})" if line else ""
+    return found
 
 
 def _code(function: Function) -> Iterator[Finding]:
