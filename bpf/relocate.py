@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mapek.bpf import btf as b
 from mapek.bpf.anatomy import Anatomy
 from mapek.bpf.btf_ext import CoreRelocation
-from mapek.bpf.elf import MAX_NAME, bad
+from mapek.bpf.elf import MAX_NAME, ByteOrder, bad
 from mapek.bpf.validate import Finding
 from mapek.errors import ObjectError
 
@@ -35,8 +36,10 @@ _FAMILIES: Final = {b.STRUCT: "composite", b.UNION: "composite", b.ENUM: "enum",
 class KernelBtf:
     """The types of a kernel, of which few are read. Raises ObjectError for what is no BTF."""
 
-    def __init__(self, data: bytes, on: str, order: str) -> None:
-        mark = "<" if order == "little" else ">"
+    def __init__(self, data: bytes, on: str) -> None:
+        # Its magic says which byte order it is of.
+        self.byteorder: ByteOrder = "big" if data[:2] == b.MAGIC.to_bytes(2, "big") else "little"
+        mark = "<" if self.byteorder == "little" else ">"
         if len(data) < 24:
             raise bad(on, f"BTF is truncated at {len(data)} bytes")
         magic, version, _, header, type_off, type_len, str_off, str_len = struct.unpack_from(
@@ -75,7 +78,7 @@ class KernelBtf:
             raise bad(self._on, "BTF is cut short")
 
     @classmethod
-    def read(cls, path: str, order: str) -> KernelBtf:
+    def read(cls, path: str) -> KernelBtf:
         """The BTF in a file, raw as in /sys/kernel/btf. Raises ObjectError."""
         try:
             with open(path, "rb") as file:
@@ -84,7 +87,7 @@ class KernelBtf:
             raise ObjectError("read BTF", path, str(error), "give the BTF of the kernel it is for") from error
         if len(data) > _MAX_FILE:
             raise bad(path, f"it has more than {_MAX_FILE >> 20} MiB")
-        return cls(data, path, order)
+        return cls(data, path)
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, list[int]]:
@@ -167,12 +170,18 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
     """
     if anatomy is None or not any(one.relocations for one in anatomy.functions.values()):
         return
+    spec = anatomy.spec
+    if path is None and spec.byteorder != sys.byteorder:
+        return  # Not for this kernel, which the finding about the byte order says.
     if path is None and not os.access(VMLINUX, os.R_OK):
         yield Finding(
             "warn", "CO-RE", "this kernel has no readable BTF", "give that of the kernel with --btf"
         )
         return
-    kernel = KernelBtf.read(path or VMLINUX, anatomy.spec.byteorder)
+    kernel = KernelBtf.read(path or VMLINUX)
+    if kernel.byteorder != spec.byteorder:
+        why = f"it is {spec.byteorder}-endian, the kernel of that BTF {kernel.byteorder}"
+        yield Finding("refuse", "CO-RE", why, "take the object built for the other byte order")
     known: dict[tuple[int, str], str] = {}
     steps = 0
     for function in anatomy.functions.values():
@@ -185,8 +194,8 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
             if key not in known:
                 steps += one.access.count(":")
                 if steps > _MAX_STEPS:
-                    raise bad(anatomy.spec.path, "its relocations are longer than those of any object")
-                known[key] = _missing(anatomy.spec.btf, one, kernel)
+                    raise bad(spec.path, "its relocations are longer than those of any object")
+                known[key] = _missing(spec.btf, one, kernel)
             if known[key] and known[key] not in said:
                 said.add(known[key])
                 line = function.line((one.offset - function.start) // 8)
