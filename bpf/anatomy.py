@@ -111,6 +111,13 @@ class Function:
             if known.kind == "function":
                 yield known.name
 
+    def nested(self) -> Iterator[str]:
+        """Of these the ones that it calls itself. What it hands on is called later, or by a helper."""
+        for one in self.all_calls:
+            known = self.references.get(one.slot)
+            if one.src == PSEUDO_CALL and known is not None and known.kind == "function":
+                yield known.name
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -158,17 +165,21 @@ class Anatomy:
         return done
 
     def depth(self, program: str) -> int:
-        """How deep calls go, the program counted; more than MAX_DEPTH, not exactly said, also for recursion."""
-        return self._depths.get(program, 0)
+        """How deep calls go, the program counted; more than MAX_DEPTH, not exactly said, also for recursion.
+
+        What is handed on starts anew: a timer's function may set the timer again. The kernel counts those that a helper
+        calls at once (bpf_loop) as calls, which this does not know from the others.
+        """
+        return max((self._depths[one.name] for one in self.reach(program)), default=0)
 
     @functools.cached_property
     def _depths(self) -> Mapping[str, int]:
         done: dict[str, int] = {}
-        for name in _callees_first(self.functions, Function.calls):
+        for name in _callees_first(self.functions, Function.nested):
             # Whoever is not done calls this one, so that it goes on for ever.
             below = (
                 done.get(called, MAX_DEPTH)
-                for called in self.functions[name].calls()
+                for called in self.functions[name].nested()
                 if called in self.functions
             )
             done[name] = 1 + max(below, default=0)

@@ -59,6 +59,7 @@ def test_ours_are_valid(path: Path):
         (with_instruction(0x95, 0, 0, 0), "1 instructions from 1 on cannot be reached"),
         (with_instruction(0x05, 0, 9, 0), r"instruction 0 \(.*empty.bpf.c:\d+\) leaves it"),
         (with_instruction(0xFF, 0, 0, 0), "instruction 0 is none: unknown code 0xff"),
+        (with_instruction(0xE5, 0, 0, 0), ""),
         (with_instruction(0x85, 0, 0, 9999), "helper 9999 is not allowed in xdp"),
         (with_instruction(0x85, 0x20, 0, 77), "kernel function without a name is not allowed"),
         (calling("probe_write_user"), "probe_write_user is not allowed in xdp: it writes user memory"),
