@@ -17,7 +17,7 @@ from mapek.bpf import btf as b
 from mapek.bpf.anatomy import Anatomy
 from mapek.bpf.btf_ext import CoreRelocation
 from mapek.bpf.elf import MAX_NAME, ByteOrder, bad
-from mapek.bpf.validate import Finding
+from mapek.bpf.validate import Finding, Severity
 from mapek.errors import ObjectError
 
 VMLINUX: Final = "/sys/kernel/btf/vmlinux"
@@ -163,7 +163,8 @@ class KernelBtf:
 def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
     """A finding for each relocation that this kernel has no type or member for.
 
-    It warns and does not refuse where the function asks by `bpf_core_..._exists` before it uses what may be missing.
+    It warns and does not refuse where the function asks by `bpf_core_..._exists` before it uses what may be missing,
+    and where a whole type is: it may be one of a module, in whose BTF libbpf looks then.
 
     Args:
         path: of the kernel's BTF; None: this kernel's, if it can be read.
@@ -182,7 +183,7 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
     if kernel.byteorder != spec.byteorder:
         why = f"it is {spec.byteorder}-endian, the kernel of that BTF {kernel.byteorder}"
         yield Finding("refuse", "CO-RE", why, "take the object built for the other byte order")
-    known: dict[tuple[int, str], str] = {}
+    known: dict[tuple[int, str], tuple[str, bool]] = {}
     steps = 0
     for function in anatomy.functions.values():
         asks = any(one.kind in _ASKS for one in function.relocations)
@@ -196,21 +197,22 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
                 if steps > _MAX_STEPS:
                     raise bad(spec.path, "its relocations are longer than those of any object")
                 known[key] = _missing(spec.btf, one, kernel)
-            if known[key] and known[key] not in said:
-                said.add(known[key])
+            lacks, whole = known[key]
+            if lacks and lacks not in said:
+                said.add(lacks)
                 line = function.line((one.offset - function.start) // 8)
                 at = f" ({line.file}:{line.number})" if line else ""
-                do = (
-                    "it asks if things exist, so this may be meant"
-                    if asks
-                    else "it cannot run on that kernel"
-                )
-                why = f"the kernel has no {known[key]}{at}"
-                yield Finding("warn" if asks else "refuse", f"function {function.name}", why, do)
+                do = "it cannot run on that kernel"
+                if asks:
+                    do = "it asks if things exist, so this may be meant"
+                elif whole:
+                    do = "it cannot run there unless a module has it, in which this does not look"
+                severity: Severity = "warn" if asks or whole else "refuse"
+                yield Finding(severity, f"function {function.name}", f"the kernel has no {lacks}{at}", do)
 
 
-def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
-    """What the kernel lacks for a relocation, in words, or ""."""
+def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> tuple[str, bool]:
+    """What the kernel lacks for a relocation, in words, or ""; and whether it is a whole type."""
     try:
         path = [int(word) for word in one.access.split(":", _DEEPEST)]
     except ValueError:
@@ -218,21 +220,21 @@ def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
     root = local.resolve(one.type)
     kind = {b.STRUCT: "struct", b.UNION: "union", b.ENUM: "enum", b.ENUM64: "enum"}.get(root.kind)
     if kind is None:
-        return ""
+        return "", False
     # What follows three underscores tells two local views of one kernel type apart.
     name = root.name.split("___")[0] or root.name
     candidates = kernel.named(name, root.kind)
     if not candidates:
-        return f"{kind} {name}"
+        return f"{kind} {name}", True
     if one.kind.startswith("type_") or (kind == "enum" and not one.kind.startswith("enumval")):
-        return ""
+        return "", False
     if kind == "enum":
         if not 0 <= path[0] < len(root.members):
             raise bad(local.on, f"a relocation names value {path[0]} of {len(root.members)} of enum {name}")
         wanted = root.members[path[0]].name.split("___")[0]
         there = any(kernel.member(ident, wanted) is not None for ident in candidates)
-        return "" if there else f"value {wanted} in enum {name}"
-    return _walk(local, root, path[1:], name, candidates, kernel)
+        return "" if there else f"value {wanted} in enum {name}", False
+    return _walk(local, root, path[1:], name, candidates, kernel), False
 
 
 def _walk(

@@ -71,6 +71,9 @@ def test_all_is_found_in_its_own_types(tmp_path: Path):
 def test_a_type_that_is_gone(tmp_path: Path, name: str):
     gone = missing(tmp_path, renamed(name.encode()))
     assert any(one == f"struct {name}" for one in gone), gone
+    # It may be a module's.
+    found = list(unresolved(ANATOMY, str(tmp_path / "btf")))
+    assert {one.severity for one in found if f"no struct {name} (" in one.why} == {"warn"}
 
 
 def test_a_member_that_is_gone(tmp_path: Path):
@@ -84,6 +87,10 @@ def test_a_member_that_is_gone(tmp_path: Path):
     assert names
     struct_name, member = sorted(names)[0]
     assert f"member {struct_name}.{member}" in missing(tmp_path, renamed(member.encode()))
+    found = [
+        one for one in unresolved(ANATOMY, str(tmp_path / "btf")) if f"{struct_name}.{member}" in one.why
+    ]
+    assert {one.severity for one in found if "may be meant" not in one.do} == {"refuse"}
 
 
 @pytest.mark.skipif(not machine.has("btf"), reason=f"no {VMLINUX}")
