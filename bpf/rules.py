@@ -60,7 +60,8 @@ class Rules:
     Args:
         helpers: names by program type; a type that is no key is not allowed.
         kfuncs: names of kernel functions that may be called.
-        maps, map_bytes: how many maps, and how much memory all of them may take with `cpus` CPUs.
+        maps, map_bytes: how many maps, and how much memory all of them may take.
+        cpus: how many CPUs `validate` counts per-CPU maps for; the loader counts those that this machine may have.
         slots: the length of a program with all that it calls, in eight-byte instructions.
         sha256: digests of objects that may be loaded, lower case hex; None: any.
         keys: Ed25519 public keys, 32 bytes each, one of which must have signed the object; (): it need not be signed.

@@ -7,6 +7,7 @@ about what an operator wants: which helpers, how much memory, whose object. What
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,7 +146,10 @@ def refuse(spec: ObjectSpec, max_entries: Mapping[str, int], without: Collection
         _verdicts[key] = report.error()
     if (error := _verdicts[key]) is not None:
         raise ObjectError(error.tried, spec.path, error.why, error.do)
-    for found in check_maps(spec, rules, max_entries, without):
+    # Not at the top: it brings numpy, and `mapek bpf validate` makes no maps.
+    from mapek.bpf.maps import possible_cpus
+
+    for found in check_maps(spec, replace(rules, cpus=possible_cpus()), max_entries, without):
         raise ObjectError("load", spec.path, found.why, found.do)
 
 
@@ -153,6 +157,8 @@ def map_bytes(one: MapSpec, cpus: int) -> int:
     """About what a map takes when it is full, in bytes: what the kernel allocates but for the allocator's rounding."""
     if one.type in ("ringbuf", "user_ringbuf"):
         return one.max_entries
+    if one.type == "arena":
+        return one.max_entries * mmap.PAGESIZE
     value = -(-one.value_size // 8) * 8 * (cpus if one.type in _PER_CPU else 1)
     key = 0 if "array" in one.type else -(-one.key_size // 8) * 8
     return one.max_entries * max(8, key + value + _ELEMENT.get(one.type, 0))

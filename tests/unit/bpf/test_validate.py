@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mapek.bpf import MapSpec, ObjectSpec, helpers, object_path, words
+from mapek.bpf import MapSpec, ObjectSpec, helpers, maps, object_path, words
 from mapek.bpf.elf import parse
 from mapek.bpf.rules import HELPERS, Rules, read, read_digests
 from mapek.bpf.validate import map_bytes, refuse, validate
@@ -134,6 +135,16 @@ def test_percpu_maps_count_once_for_each_cpu():
     one = MapSpec("m", "percpu_array", 4, 16, 10, 0)
     assert (map_bytes(one, 1), map_bytes(one, 8)) == (160, 1280)
     assert map_bytes(MapSpec("m", "ringbuf", 0, 0, 4096, 0), 8) == 4096
+    assert map_bytes(MapSpec("m", "arena", 0, 0, 16, 0), 8) == 16 * mmap.PAGESIZE
+
+
+def test_the_loader_counts_per_cpu_maps_for_the_cpus_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(maps, "possible_cpus", lambda: 256)
+    half_a_gib = {"counters": 1 << 25}
+    assert map_bytes(replace(COUNTER.maps["counters"], max_entries=1 << 25), 1) == 1 << 29
+    with pytest.raises(ObjectError, match="map counters would take 131072 MiB"):
+        refuse(COUNTER, half_a_gib, ())
+    refuse(COUNTER, {"counters": 1 << 17}, ())
 
 
 def test_a_helper_that_no_program_type_may_call_is_in_no_default():
