@@ -17,6 +17,7 @@ from mapek.bpf import btf as b
 from mapek.bpf.anatomy import Anatomy
 from mapek.bpf.btf_ext import CoreRelocation
 from mapek.bpf.elf import MAX_NAME, ByteOrder, bad
+from mapek.bpf.regular import read_regular, reason
 from mapek.bpf.validate import Finding, Severity
 from mapek.errors import ObjectError
 
@@ -81,13 +82,10 @@ class KernelBtf:
     def read(cls, path: str) -> KernelBtf:
         """The BTF in a file, raw as in /sys/kernel/btf. Raises ObjectError."""
         try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_FILE + 1)
+            return cls(read_regular(path, _MAX_FILE), path)
         except (OSError, ValueError) as error:
-            raise ObjectError("read BTF", path, str(error), "give the BTF of the kernel it is for") from error
-        if len(data) > _MAX_FILE:
-            raise bad(path, f"it has more than {_MAX_FILE >> 20} MiB")
-        return cls(data, path)
+            do = "give the BTF of the kernel it is for"
+            raise ObjectError("read BTF", path, reason(error), do) from error
 
     @functools.cached_property
     def _by_name(self) -> Mapping[str, list[int]]:

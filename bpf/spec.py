@@ -8,7 +8,6 @@ hostile file is refused before libbpf's C parser sees it. Maps come from BTF def
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from mapek.bpf import elf as elf_module
 from mapek.bpf.btf import Btf
 from mapek.bpf.elf import ByteOrder, Elf, Section, bad
 from mapek.bpf.names import MAP_TYPES, program_kind
+from mapek.bpf.regular import read_regular, reason
 from mapek.errors import ObjectError
 
 MAX_PROGRAMS: Final = 1 << 10
@@ -84,15 +84,9 @@ class ObjectSpec:
         """Parse the object file at `path`. Raises ObjectError for anything that is not one, OSError never."""
         name = os.fspath(path)
         try:
-            # O_NONBLOCK: a fifo in the place of an object must not hang the caller.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise ObjectError("read", name, "not a regular file", "give the path of a .o file")
-                data = file.read(elf_module.MAX_FILE + 1)
+            data = read_regular(path, elf_module.MAX_FILE)
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ObjectError("read", name, why, "check the path") from error
+            raise ObjectError("read", name, reason(error), "check the path") from error
         return cls.parse(data, name)
 
     @classmethod

@@ -206,7 +206,7 @@ def test_rules_from_a_file(tmp_path: Path):
         ("[helpers]\nxdp = ['map_lookup']", "unknown helper 'map_lookup'"),
         ("[helpers", "no TOML"),
         ("x = " + "[" * 5000, "no TOML"),
-        ("#" * (1 << 20) + "\n", "more than 1 MiB"),
+        ("#" * (1 << 20) + "\n", "more than 1048576 bytes"),
     ],
 )
 def test_rules_that_cannot_be_meant(tmp_path: Path, text: str, says: str):
