@@ -6,7 +6,8 @@ Between parsing and judging: `validate` and `explain` read this and nothing of E
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -26,12 +27,19 @@ from mapek.bpf.instructions import (
 )
 from mapek.bpf.spec import ObjectSpec
 
-MAX_CODE: Final = 1 << 20
-"""Instructions of a whole object; the kernel walks a million for one program at most."""
+MAX_CODE: Final = 1 << 16
+"""Instructions of a whole object, ten times those of large ones: so many are judged within a second."""
+
+MAX_LOADED: Final = 1 << 17
+"""Instructions of all programs, each with its own copy of what it calls, as libbpf makes them."""
+
+MAX_FUNCTIONS: Final = 1 << 12
 
 MAX_DEPTH: Final = 8
 """Calls within calls that the kernel allows."""
 
+# More than any length, as functions that call the next one twice would have; no kernel loads that.
+_ENDLESS: Final = 1 << 60
 _DATA: Final = (".rodata", ".data", ".bss")
 
 
@@ -103,6 +111,13 @@ class Function:
             if known.kind == "function":
                 yield known.name
 
+    def nested(self) -> Iterator[str]:
+        """Of these the ones that it calls itself. What it hands on is called later, or by a helper."""
+        for one in self.all_calls:
+            known = self.references.get(one.slot)
+            if one.src == PSEUDO_CALL and known is not None and known.kind == "function":
+                yield known.name
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -110,9 +125,14 @@ class Anatomy:
 
     spec: ObjectSpec
     functions: Mapping[str, Function]
+    _reached: dict[str, tuple[Function, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def reach(self, program: str) -> tuple[Function, ...]:
         """A program and every function that it may call, each once, the program first."""
+        if program in self._reached:
+            return self._reached[program]
         wanted, found = [program], dict[str, Function]()
         while wanted:
             name = wanted.pop()
@@ -120,40 +140,69 @@ class Anatomy:
                 continue
             found[name] = self.functions[name]
             wanted.extend(found[name].calls())
-        return tuple(found.values())
+        self._reached[program] = tuple(found.values())
+        return self._reached[program]
 
     def longest(self, program: str) -> int:
         """Instructions on the longest way through a program, with those of the functions that it calls.
 
-        Each loop is gone round once. What helpers call back (bpf_loop) counts once; the kernel allows eight
-        calls deep, and so does this.
+        Each loop is gone round once, also that of functions that call each other. What helpers call back (bpf_loop)
+        counts once.
         """
+        return self._longest.get(program, 0)
+
+    @functools.cached_property
+    def _longest(self) -> Mapping[str, int]:
         done: dict[str, int] = {}
-
-        def of(name: str, depth: int) -> int:
-            if name not in done and name in self.functions and depth < MAX_DEPTH:
-                # A function that calls itself finds this; no kernel loads it.
-                done[name] = 0
-                function = self.functions[name]
-                extra = {
-                    slot: of(known.name, depth + 1)
-                    for slot, known in function.references.items()
-                    if known.kind == "function"
-                }
-                done[name] = function.flow.longest(extra)
-            return done.get(name, 0)
-
-        return of(program, 0)
+        for name in _callees_first(self.functions, Function.calls):
+            function = self.functions[name]
+            extra = {
+                slot: done.get(known.name, 0)
+                for slot, known in function.references.items()
+                if known.kind == "function"
+            }
+            done[name] = min(function.flow.longest(extra), _ENDLESS)
+        return done
 
     def depth(self, program: str) -> int:
-        """How deep calls go, the program counted; more than MAX_DEPTH, not exactly said, also for recursion."""
-        level, deep = {program}, 0
-        while level and deep <= MAX_DEPTH:
-            level = {
-                called for name in level if name in self.functions for called in self.functions[name].calls()
-            }
-            deep += 1
-        return deep
+        """How deep calls go, the program counted; more than MAX_DEPTH, not exactly said, also for recursion.
+
+        What is handed on starts anew: a timer's function may set the timer again. The kernel counts those that a helper
+        calls at once (bpf_loop) as calls, which this does not know from the others.
+        """
+        return max((self._depths[one.name] for one in self.reach(program)), default=0)
+
+    @functools.cached_property
+    def _depths(self) -> Mapping[str, int]:
+        done: dict[str, int] = {}
+        for name in _callees_first(self.functions, Function.nested):
+            # Whoever is not done calls this one, so that it goes on for ever.
+            below = (
+                done.get(called, MAX_DEPTH)
+                for called in self.functions[name].nested()
+                if called in self.functions
+            )
+            done[name] = 1 + max(below, default=0)
+        return done
+
+
+def _callees_first(
+    functions: Mapping[str, Function], calls: Callable[[Function], Iterable[str]]
+) -> Iterator[str]:
+    """Names of functions, each after those that it calls but for those that call it themselves."""
+    seen: set[str] = set()
+    for root in functions:
+        stack = [(root, iter(calls(functions[root])))] if root not in seen else []
+        seen.add(root)
+        while stack:
+            name, onward = stack[-1]
+            after = next((one for one in onward if one in functions and one not in seen), None)
+            if after is None:
+                stack.pop()
+                yield name
+            else:
+                seen.add(after)
+                stack.append((after, iter(calls(functions[after]))))
 
 
 def take_apart(spec: ObjectSpec) -> Anatomy:
@@ -163,11 +212,15 @@ def take_apart(spec: ObjectSpec) -> Anatomy:
     places = [(section, symbol) for section in elf.sections for symbol in _functions(elf, section, spec.path)]
     if sum(symbol.size for _, symbol in places) > MAX_CODE * 8:
         raise bad(spec.path, f"more than {MAX_CODE} instructions")
+    if len(places) > MAX_FUNCTIONS:
+        raise bad(spec.path, f"more than {MAX_FUNCTIONS} functions")
     by_place = {(section.name, symbol.value): symbol.name for section, symbol in places}
+    sections = {section.index: section for section, _ in places}
     filled = {
-        section.index: {one.offset: one.symbol for one in elf.relocations(section, spec.path)}
-        for section, _ in places
+        index: {one.offset: one.symbol for one in elf.relocations(section, spec.path)}
+        for index, section in sections.items()
     }
+    cores = {name: sorted(rows, key=lambda one: one.offset) for name, rows in ext.relocations.items()}
     found: dict[str, Function] = {}
     for section, symbol in places:
         if symbol.name in found:
@@ -175,9 +228,8 @@ def take_apart(spec: ObjectSpec) -> Anatomy:
         code = decode(section.data[symbol.value : symbol.value + symbol.size], elf.byteorder, spec.path)
         references = dict(_references(spec, elf, section, symbol, code, by_place, filled[section.index]))
         last = symbol.value + symbol.size
-        relocations = tuple(
-            one for one in ext.relocations.get(section.name, ()) if symbol.value <= one.offset < last
-        )
+        rows = cores.get(section.name, [])
+        begin, end = (bisect_left(rows, at, key=lambda one: one.offset) for at in (symbol.value, last))
         found[symbol.name] = Function(
             symbol.name,
             section.name,
@@ -185,12 +237,17 @@ def take_apart(spec: ObjectSpec) -> Anatomy:
             code,
             references,
             ext.lines.get(section.name, Lines()),
-            relocations,
+            tuple(rows[begin:end]),
             symbol.bind != elf_module.STB_LOCAL and symbol.name not in spec.programs,
         )
     if lost := sorted(spec.programs.keys() - found.keys()):
         raise bad(spec.path, f"program {lost[0]!r} lies in a section that holds no code")
-    return Anatomy(spec, found)
+    anatomy, loaded = Anatomy(spec, found), 0
+    for name in spec.programs:
+        loaded += sum(one.slots for one in anatomy.reach(name))
+        if loaded > MAX_LOADED:
+            raise bad(spec.path, f"its programs with what they call have more than {MAX_LOADED} instructions")
+    return anatomy
 
 
 def _ext(elf: Elf, on: str) -> BtfExt:
@@ -207,7 +264,7 @@ def _functions(elf: Elf, section: Section, on: str) -> Iterator[Symbol]:
     if not section.flags & elf_module.SHF_EXECINSTR or section.type != elf_module.SHT_PROGBITS:
         return
     end = 0
-    symbols = [s for s in elf.symbols if s.section == section.index and s.kind == elf_module.STT_FUNC]
+    symbols = [one for one in elf.by_section.get(section.index, ()) if one.kind == elf_module.STT_FUNC]
     for symbol in sorted(symbols, key=lambda s: s.value):
         if symbol.value + symbol.size > len(section.data) or symbol.value % 8 or symbol.size % 8:
             raise bad(on, f"function {symbol.name!r} does not lie in its section")

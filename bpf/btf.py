@@ -6,14 +6,18 @@ ObjectError. Unknown kinds end the parse with an error, because their length can
 
 from __future__ import annotations
 
+import functools
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from mapek.bpf.elf import ByteOrder, bad, text
 
 MAGIC: Final = 0xEB9F
-MAX_TYPES: Final = 1 << 18
+MAX_TYPES: Final = 1 << 16
+MAX_MEMBERS: Final = 1 << 16
+"""Of all types together."""
 
 (
     INT,
@@ -34,6 +38,7 @@ MAX_TYPES: Final = 1 << 18
 ) = range(1, 16)
 FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(16, 20)
 _MODIFIERS: Final = frozenset((TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG))
+_WITH_MEMBERS: Final = frozenset((STRUCT, UNION, ENUM, ENUM64, DATASEC))
 _KIND_NAMES: Final = (
     "void int ptr array struct union enum fwd typedef volatile const restrict func func_proto var datasec "
     "float decl_tag type_tag enum64"
@@ -70,6 +75,17 @@ class Btf:
     types: tuple[Type, ...]
     on: str = "object"
     counts: dict[str, int] = field(default_factory=dict)
+    _resolved: dict[int, Type] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _sizes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @functools.cached_property
+    def _sections(self) -> Mapping[str, Type]:
+        return {one.name: one for one in reversed(self.types) if one.kind == DATASEC}
+
+    def variables(self, section: str) -> tuple[Member, ...]:
+        """What the first DATASEC of that name has; () where there is none."""
+        found = self._sections.get(section)
+        return found.members if found else ()
 
     def get(self, ident: int) -> Type:
         """The type of that id; raises ObjectError when there is none."""
@@ -79,25 +95,34 @@ class Btf:
 
     def resolve(self, ident: int) -> Type:
         """The type behind typedefs and qualifiers."""
+        if (known := self._resolved.get(ident)) is not None:
+            return known
+        at = ident
         for _ in range(32):
-            found = self.get(ident)
+            found = self.get(at)
             if found.kind not in _MODIFIERS:
+                self._resolved[ident] = found
                 return found
-            ident = found.size_or_type
-        raise bad(self.on, f"BTF type {ident} is a loop")
+            at = found.size_or_type
+        raise bad(self.on, f"BTF type {at} is a loop")
 
     def size(self, ident: int, depth: int = 0) -> int:
         """Size in bytes of a type; raises ObjectError for a type without one."""
+        if (known := self._sizes.get(ident)) is not None:
+            return known
         if depth > 16:
             raise bad(self.on, f"BTF type {ident} nests too deep")
         found = self.resolve(ident)
         if found.kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT, DATASEC):
-            return found.size_or_type
-        if found.kind == PTR:
-            return 8
-        if found.kind == ARRAY:
-            return found.array[1] * self.size(found.array[0], depth + 1)
-        raise bad(self.on, f"a BTF {_KIND_NAMES[found.kind]} has no size")
+            size = found.size_or_type
+        elif found.kind == PTR:
+            size = 8
+        elif found.kind == ARRAY:
+            size = found.array[1] * self.size(found.array[0], depth + 1)
+        else:
+            raise bad(self.on, f"a BTF {_KIND_NAMES[found.kind]} has no size")
+        self._sizes[ident] = size
+        return size
 
     def struct_size(self, name: str) -> int | None:
         """Size in bytes of the struct `name`, or None: lets tests hold C and Python structs together."""
@@ -139,16 +164,24 @@ def parse(data: memoryview, byteorder: ByteOrder, on: str = "object") -> Btf:
         at += size
         return values
 
+    names = {0: ""}
+
     def name(offset: int) -> str:
-        return text(strings, offset, on) if offset else ""
+        if offset not in names:
+            names[offset] = text(strings, offset, on)
+        return names[offset]
 
     counts: dict[str, int] = {}
+    all_members = 0
     while at < len(records):
         if len(types) > MAX_TYPES:
             raise bad(on, "more BTF types than any object has")
         name_off, word, size_or_type = take("III")
         kind, count = word >> 24 & 0x1F, word & 0xFFFF
         members: list[Member] = []
+        all_members += count if kind in _WITH_MEMBERS else 0
+        if all_members > MAX_MEMBERS:
+            raise bad(on, "more BTF members than any object has")
         array, signed = (0, 0), False
         if kind == INT:
             signed = bool(take("I")[0] >> 24 & 1)

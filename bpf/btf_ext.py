@@ -14,7 +14,8 @@ from typing import Final
 from mapek.bpf.btf import MAGIC
 from mapek.bpf.elf import ByteOrder, bad, text
 
-MAX_RECORDS: Final = 1 << 18
+MAX_RECORDS: Final = 1 << 17
+MAX_CORE: Final = 1 << 15
 
 CORE_KINDS: Final = (
     "field_byte_offset field_byte_size field_exists field_signed field_lshift_u64 field_rshift_u64 "
@@ -54,9 +55,6 @@ class Lines:
     def at(self, offset: int, begin: int = 0) -> Line | None:
         """The line of the instruction at byte `offset`: the last that starts there or before, not before `begin`."""
         place = bisect_right(self.rows, (offset, 1 << 32, 0, 0)) - 1
-        # Line 0 is what a compiler says of code that comes from no line.
-        while place > 0 and self.rows[place][3] < 1 << 10 and self.rows[place][0] > begin:
-            place -= 1
         if place < 0 or self.rows[place][0] < begin:
             return None
         start, file, line, column = self.rows[place]
@@ -82,10 +80,11 @@ def parse(data: memoryview, strings: memoryview, byteorder: ByteOrder, on: objec
     relo_off, relo_len = struct.unpack_from(mark + "II", data, 24) if 32 <= header <= len(data) else (0, 0)
     lines: dict[str, Lines] = {}
     texts = bytes(strings)
-    for section, rows in _sections(data, header + line_off, line_len, strings, mark, on):
-        lines[section] = Lines(tuple(sorted(rows)), texts)
+    for section, rows in _sections(data, header + line_off, line_len, strings, mark, MAX_RECORDS, on):
+        # Line 0 is what a compiler says of code that comes from no line.
+        lines[section] = Lines(tuple(sorted(row for row in rows if row[3] >> 10)), texts)
     relocations: dict[str, tuple[CoreRelocation, ...]] = {}
-    for section, rows in _sections(data, header + relo_off, relo_len, strings, mark, on):
+    for section, rows in _sections(data, header + relo_off, relo_len, strings, mark, MAX_CORE, on):
         relocations[section] = tuple(
             CoreRelocation(offset, kind_of, _name(strings, access, on), _kind(kind))
             for offset, kind_of, access, kind in rows
@@ -107,7 +106,7 @@ def _kind(number: int) -> str:
 
 
 def _sections(
-    data: memoryview, start: int, length: int, strings: memoryview, mark: str, on: object
+    data: memoryview, start: int, length: int, strings: memoryview, mark: str, most: int, on: object
 ) -> Iterator[tuple[str, list[tuple[int, int, int, int]]]]:
     """The records of one sub-section, by the section that they are about."""
     if not length:
@@ -124,7 +123,8 @@ def _sections(
             raise bad(on, ".BTF.ext is cut short")
         name, count = struct.unpack_from(mark + "II", data, at)
         at, total = at + 8, total + count
-        if at + count * size > end or total > MAX_RECORDS:
+        # Of none libbpf says the same.
+        if not count or at + count * size > end or total > most:
             raise bad(on, f".BTF.ext announces {count} records that are not there")
         # A newer clang may append fields; ours are the first four.
         form = struct.Struct(f"{mark}IIII{size - 16}x")

@@ -6,8 +6,9 @@ and knows only what a BPF object needs (sections and symbols). It raises nothing
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -15,8 +16,9 @@ from mapek.errors import ObjectError
 
 MAX_FILE: Final = 32 << 20
 MAX_SECTIONS: Final = 4096
-MAX_SYMBOLS: Final = 1 << 16
-MAX_RELOCATIONS: Final = 1 << 18
+# Ten times what large objects have, and little enough that the largest that is read is judged within a second.
+MAX_SYMBOLS: Final = 1 << 15
+MAX_RELOCATIONS: Final = 1 << 16
 MAX_NAME: Final = 512
 
 ET_REL: Final = 1
@@ -70,7 +72,7 @@ class Relocation:
     symbol: Symbol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Elf:
     """The parsed object: its byte order, sections by index, symbols by index."""
 
@@ -78,13 +80,31 @@ class Elf:
     sections: tuple[Section, ...]
     symbols: tuple[Symbol, ...]
 
+    @functools.cached_property
+    def by_section(self) -> Mapping[int, list[Symbol]]:
+        """Symbols by the section that they are defined in, in order of the table."""
+        found: dict[int, list[Symbol]] = {}
+        for one in self.symbols:
+            found.setdefault(one.section, []).append(one)
+        return found
+
+    @functools.cached_property
+    def _tables(self) -> Mapping[int, list[Section]]:
+        found: dict[int, list[Section]] = {}
+        for one in self.sections:
+            if one.type == SHT_REL:
+                found.setdefault(one.info, []).append(one)
+        return found
+
+    @functools.cached_property
+    def _names(self) -> Mapping[str, Section]:
+        return {one.name: one for one in reversed(self.sections)}
+
     def relocations(self, section: Section, on: object = "object") -> Iterator[Relocation]:
         """What is to be filled into `section`. Raises ObjectError for a symbol that is not there."""
         mark = "<" if self.byteorder == "little" else ">"
-        for table in self.sections:
-            if table.type != SHT_REL or table.info != section.index:
-                continue
-            if table.entsize != 16 or len(table.data) % 16 or len(table.data) // 16 > MAX_RELOCATIONS:
+        for table in self._tables.get(section.index, ()):
+            if table.entsize != 16 or len(table.data) % 16:
                 raise bad(on, f"{len(table.data)} bytes of relocations in entries of {table.entsize}")
             for offset, info in struct.iter_unpack(mark + "QQ", table.data):
                 if info >> 32 >= len(self.symbols):
@@ -93,7 +113,7 @@ class Elf:
 
     def section(self, name: str) -> Section | None:
         """The first section of that name, or None."""
-        return next((s for s in self.sections if s.name == name), None)
+        return self._names.get(name)
 
 
 def bad(on: object, why: str) -> ObjectError:
@@ -157,6 +177,10 @@ def parse(data: bytes, on: object = "object") -> Elf:
         Section(i, text(strings, h[0], on) if h[1] else "", h[1], h[2], h[5], h[6], h[7], h[9], body(i))
         for i, h in enumerate(heads)
     )
+    # Sections may lie over each other in the file, so its size is no limit.
+    filled = [s for s in sections if s.type == SHT_REL and s.info < count]
+    if sum(s.size // 16 for s in filled if sections[s.info].flags & SHF_EXECINSTR) > MAX_RELOCATIONS:
+        raise bad(on, f"more than {MAX_RELOCATIONS} relocations")
     return Elf(order, sections, _symbols(sections, mark, on))
 
 

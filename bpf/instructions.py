@@ -16,6 +16,8 @@ from mapek.bpf.elf import ByteOrder, bad
 
 LD, LDX, ST, STX, ALU, JMP, JMP32, ALU64 = range(8)
 CALL, EXIT, JA = 0x80, 0x90, 0x00
+# Goes on or ends a loop as the kernel likes, since 6.9; its source register says which conditional it is.
+MAY_GOTO: Final = 0xE5
 LD_IMM64: Final = 0x18
 
 PSEUDO_MAP_FD, PSEUDO_MAP_VALUE, PSEUDO_BTF_ID, PSEUDO_FUNC = 1, 2, 3, 4
@@ -117,8 +119,8 @@ def unknown(code: Iterable[Instruction]) -> Instruction | None:
     """The first that is no instruction, or None. Looks only once at what differs in registers and numbers alone."""
     seen: set[tuple[int, int]] = set()
     for one in code:
-        # An atomic operation says in its immediate which it is.
-        key = one.code, one.imm if one.code & 0xE7 == 0xC3 else 0
+        # An atomic operation says in its immediate which it is, and MAY_GOTO in its source.
+        key = one.code, one.imm if one.code & 0xE7 == 0xC3 else one.src if one.code == MAY_GOTO else 0
         if key not in seen:
             if text(one).startswith(UNKNOWN):
                 return one
@@ -181,6 +183,8 @@ def _jump(one: Instruction) -> str:
     if one.kind == "call":
         kind = {PSEUDO_CALL: "pc", PSEUDO_KFUNC_CALL: "kfunc "}.get(one.src, "helper ")
         return f"call {kind}{one.imm:+d}" if one.src == PSEUDO_CALL else f"call {kind}{one.imm}"
+    if one.code == MAY_GOTO:
+        return "" if one.src else f"may_goto {one.target}"
     operation = _JUMPS.get(one.code & 0xF0)
     if operation is None:
         return ""

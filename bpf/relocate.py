@@ -6,20 +6,27 @@ walked, and only types of a wanted name are read. libbpf does the same match ane
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mapek.bpf import btf as b
 from mapek.bpf.anatomy import Anatomy
 from mapek.bpf.btf_ext import CoreRelocation
-from mapek.bpf.elf import bad
-from mapek.bpf.validate import Finding
+from mapek.bpf.elf import MAX_NAME, ByteOrder, bad
+from mapek.bpf.regular import read_regular, reason
+from mapek.bpf.validate import Finding, Severity
 from mapek.errors import ObjectError
 
 VMLINUX: Final = "/sys/kernel/btf/vmlinux"
 _MAX_FILE: Final = 64 << 20
+_DEEPEST: Final = 64
+"""Members in one path of a relocation; libbpf takes no more."""
+_MAX_STEPS: Final = 1 << 17
+"""Members in all paths together."""
 _ASKS: Final = ("field_exists", "type_exists", "enumval_exists", "type_matches", "type_id_local")
 """Kinds that cannot fail: "no" is an answer to them."""
 _PER_MEMBER: Final = {b.STRUCT: 12, b.UNION: 12, b.ENUM: 8, b.ENUM64: 12, b.FUNC_PROTO: 8, b.DATASEC: 12}
@@ -30,8 +37,10 @@ _FAMILIES: Final = {b.STRUCT: "composite", b.UNION: "composite", b.ENUM: "enum",
 class KernelBtf:
     """The types of a kernel, of which few are read. Raises ObjectError for what is no BTF."""
 
-    def __init__(self, data: bytes, on: str, order: str) -> None:
-        mark = "<" if order == "little" else ">"
+    def __init__(self, data: bytes, on: str) -> None:
+        # Its magic says which byte order it is of.
+        self.byteorder: ByteOrder = "big" if data[:2] == b.MAGIC.to_bytes(2, "big") else "little"
+        mark = "<" if self.byteorder == "little" else ">"
         if len(data) < 24:
             raise bad(on, f"BTF is truncated at {len(data)} bytes")
         magic, version, _, header, type_off, type_len, str_off, str_len = struct.unpack_from(
@@ -48,6 +57,7 @@ class KernelBtf:
         # By id; id 0 is void.
         self._at = [0]
         self._named: dict[int, list[int]] = {}
+        self._members: dict[int, dict[str, int]] = {}
         self._walk(header + type_off, end)
 
     def _walk(self, at: int, end: int) -> None:
@@ -69,25 +79,25 @@ class KernelBtf:
             raise bad(self._on, "BTF is cut short")
 
     @classmethod
-    def read(cls, path: str, order: str) -> KernelBtf:
+    def read(cls, path: str) -> KernelBtf:
         """The BTF in a file, raw as in /sys/kernel/btf. Raises ObjectError."""
         try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_FILE + 1)
+            return cls(read_regular(path, _MAX_FILE), path)
         except (OSError, ValueError) as error:
-            raise ObjectError("read BTF", path, str(error), "give the BTF of the kernel it is for") from error
-        if len(data) > _MAX_FILE:
-            raise bad(path, f"it has more than {_MAX_FILE >> 20} MiB")
-        return cls(data, path, order)
+            do = "give the BTF of the kernel it is for"
+            raise ObjectError("read BTF", path, reason(error), do) from error
+
+    @functools.cached_property
+    def _by_name(self) -> Mapping[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for place, ids in self._named.items():
+            found.setdefault(self._text(place), []).extend(ids)
+        return found
 
     def named(self, name: str, kind: int) -> list[int]:
         """Ids of types of that name that are of the same family as `kind` (struct and union, or enum)."""
-        places, wanted, start = set(), name.encode(), 0
-        while (at := self._strings.find(b"\0" + wanted + b"\0", start)) >= 0:
-            places.add(at + 1)
-            start = at + 1
         family = _FAMILIES.get(kind)
-        ids = [ident for place in places for ident in self._named.get(place, ())]
+        ids = self._by_name.get(name, ())
         return [i for i in ids if (_FAMILIES.get(self.kind(i)) == family if family else self.kind(i) == kind)]
 
     def kind(self, ident: int) -> int:
@@ -128,37 +138,51 @@ class KernelBtf:
         composite = _FAMILIES[kind] == "composite"
         return [(self._text(name), type_ if composite else 0) for name, type_ in rows]
 
-    def member(self, ident: int, name: str, depth: int = 0) -> int | None:
+    def member(self, ident: int, name: str) -> int | None:
         """The type of the member `name`, looked for in members without a name too; None where there is none."""
-        for called, type_ in self.members(self.resolve(ident)):
-            if called == name:
-                return type_
-            if not called and depth < 8 and (found := self.member(type_, name, depth + 1)) is not None:
-                return found
-        return None
+        return self._all_members(self.resolve(ident), 0).get(name)
+
+    def _all_members(self, ident: int, depth: int) -> Mapping[str, int]:
+        if ident not in self._members:
+            # Put there before it is full, so that a record in itself is no loop.
+            found = self._members[ident] = {}
+            for called, type_ in self.members(ident):
+                if called:
+                    found.setdefault(called, type_)
+                elif depth < 8:
+                    for inner, of in self._all_members(self.resolve(type_), depth + 1).items():
+                        found.setdefault(inner, of)
+        return self._members[ident]
 
     def _text(self, offset: int) -> str:
-        end = self._strings.find(b"\0", offset)
-        return self._strings[offset:end].decode("utf-8", "replace")
+        return self._strings[offset : offset + MAX_NAME].split(b"\0")[0].decode("utf-8", "replace")
 
 
 def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
     """A finding for each relocation that this kernel has no type or member for.
 
-    It warns and does not refuse where the function asks by `bpf_core_..._exists` before it uses what may be missing.
+    It warns and does not refuse where the function asks by `bpf_core_..._exists` before it uses what may be missing,
+    and where a whole type is: it may be one of a module, in whose BTF libbpf looks then.
 
     Args:
         path: of the kernel's BTF; None: this kernel's, if it can be read.
     """
     if anatomy is None or not any(one.relocations for one in anatomy.functions.values()):
         return
+    spec = anatomy.spec
+    if path is None and spec.byteorder != sys.byteorder:
+        return  # Not for this kernel, which the finding about the byte order says.
     if path is None and not os.access(VMLINUX, os.R_OK):
         yield Finding(
             "warn", "CO-RE", "this kernel has no readable BTF", "give that of the kernel with --btf"
         )
         return
-    kernel = KernelBtf.read(path or VMLINUX, anatomy.spec.byteorder)
-    known: dict[tuple[int, str], str] = {}
+    kernel = KernelBtf.read(path or VMLINUX)
+    if kernel.byteorder != spec.byteorder:
+        why = f"it is {spec.byteorder}-endian, the kernel of that BTF {kernel.byteorder}"
+        yield Finding("refuse", "CO-RE", why, "take the object built for the other byte order")
+    known: dict[tuple[int, str], tuple[str, bool]] = {}
+    steps = 0
     for function in anatomy.functions.values():
         asks = any(one.kind in _ASKS for one in function.relocations)
         said = set()
@@ -167,44 +191,48 @@ def unresolved(anatomy: Anatomy | None, path: str | None) -> Iterator[Finding]:
             if one.kind in _ASKS:
                 continue
             if key not in known:
-                known[key] = _missing(anatomy.spec.btf, one, kernel)
-            if known[key] and known[key] not in said:
-                said.add(known[key])
+                steps += one.access.count(":")
+                if steps > _MAX_STEPS:
+                    raise bad(spec.path, "its relocations are longer than those of any object")
+                known[key] = _missing(spec.btf, one, kernel)
+            lacks, whole = known[key]
+            if lacks and lacks not in said:
+                said.add(lacks)
                 line = function.line((one.offset - function.start) // 8)
                 at = f" ({line.file}:{line.number})" if line else ""
-                do = (
-                    "it asks if things exist, so this may be meant"
-                    if asks
-                    else "it cannot run on that kernel"
-                )
-                why = f"the kernel has no {known[key]}{at}"
-                yield Finding("warn" if asks else "refuse", f"function {function.name}", why, do)
+                do = "it cannot run on that kernel"
+                if asks:
+                    do = "it asks if things exist, so this may be meant"
+                elif whole:
+                    do = "it cannot run there unless a module has it, in which this does not look"
+                severity: Severity = "warn" if asks or whole else "refuse"
+                yield Finding(severity, f"function {function.name}", f"the kernel has no {lacks}{at}", do)
 
 
-def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> str:
-    """What the kernel lacks for a relocation, in words, or ""."""
+def _missing(local: b.Btf, one: CoreRelocation, kernel: KernelBtf) -> tuple[str, bool]:
+    """What the kernel lacks for a relocation, in words, or ""; and whether it is a whole type."""
     try:
-        path = [int(word) for word in one.access.split(":")]
+        path = [int(word) for word in one.access.split(":", _DEEPEST)]
     except ValueError:
         raise bad(local.on, f"a relocation has the path {one.access[:80]!r}") from None
     root = local.resolve(one.type)
     kind = {b.STRUCT: "struct", b.UNION: "union", b.ENUM: "enum", b.ENUM64: "enum"}.get(root.kind)
     if kind is None:
-        return ""
+        return "", False
     # What follows three underscores tells two local views of one kernel type apart.
     name = root.name.split("___")[0] or root.name
     candidates = kernel.named(name, root.kind)
     if not candidates:
-        return f"{kind} {name}"
+        return f"{kind} {name}", True
     if one.kind.startswith("type_") or (kind == "enum" and not one.kind.startswith("enumval")):
-        return ""
+        return "", False
     if kind == "enum":
         if not 0 <= path[0] < len(root.members):
             raise bad(local.on, f"a relocation names value {path[0]} of {len(root.members)} of enum {name}")
         wanted = root.members[path[0]].name.split("___")[0]
-        there = any(wanted == value for ident in candidates for value, _ in kernel.members(ident))
-        return "" if there else f"value {wanted} in enum {name}"
-    return _walk(local, root, path[1:], name, candidates, kernel)
+        there = any(kernel.member(ident, wanted) is not None for ident in candidates)
+        return "" if there else f"value {wanted} in enum {name}", False
+    return _walk(local, root, path[1:], name, candidates, kernel), False
 
 
 def _walk(

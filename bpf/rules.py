@@ -18,6 +18,7 @@ from typing import Final
 from mapek.bpf import helpers, signatures
 from mapek.bpf.elf import ByteOrder
 from mapek.bpf.names import PROGRAM_TYPES
+from mapek.bpf.regular import read_regular, reason
 from mapek.errors import ConfigError
 
 MAX_WALKED: Final = 1_000_000
@@ -60,7 +61,8 @@ class Rules:
     Args:
         helpers: names by program type; a type that is no key is not allowed.
         kfuncs: names of kernel functions that may be called.
-        maps, map_bytes: how many maps, and how much memory all of them may take with `cpus` CPUs.
+        maps, map_bytes: how many maps, and how much memory all of them may take.
+        cpus: how many CPUs `validate` counts per-CPU maps for; the loader counts those that this machine may have.
         slots: the length of a program with all that it calls, in eight-byte instructions.
         sha256: digests of objects that may be loaded, lower case hex; None: any.
         keys: Ed25519 public keys, 32 bytes each, one of which must have signed the object; (): it need not be signed.
@@ -160,13 +162,9 @@ def _folder(path: str | Path, given: object) -> Path:
 
 def _bytes(path: str | Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read((1 << 20) + 1)
+        return read_regular(path, 1 << 20)
     except (OSError, ValueError) as error:
-        raise _bad(path, str(error), "check the path") from error
-    if len(data) > 1 << 20:
-        raise _bad(path, "it has more than 1 MiB", "give the file of rules")
-    return data
+        raise _bad(path, reason(error), "check the path") from error
 
 
 def _table(path: str | Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from mapek.bpf.regular import read_regular, reason
 from mapek.errors import ConfigError, FeatureError, ObjectError
 
 KEY_SIZE: Final = 32
@@ -55,10 +56,9 @@ def parse_key(text: str, on: str) -> bytes:
 def read_key(path: str | Path) -> bytes:
     """The public key in a file: as `parse_key`, or its 32 bytes as they are. Raises ConfigError."""
     try:
-        data = _bytes(path)
+        data = read_regular(path, _MOST)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError("read key", path, why, "check the path") from error
+        raise ConfigError("read key", path, reason(error), "check the path") from error
     if len(data) == KEY_SIZE:
         return data
     return parse_key(data.decode("ascii", "replace"), str(path))
@@ -68,10 +68,9 @@ def read_signature(path: str | Path) -> bytes:
     """The 64 bytes of a signature in a file: as they are, or as base64. Raises ObjectError for anything else."""
     do = "sign it: openssl pkeyutl -sign -rawin -inkey KEY.pem -in OBJECT -out OBJECT.sig"
     try:
-        data = _bytes(path)
+        data = read_regular(path, _MOST)
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise ObjectError("read signature", path, why, do) from error
+        raise ObjectError("read signature", path, reason(error), do) from error
     found: bytes | None = data
     if len(data) != SIGNATURE_SIZE:
         found = _decoded("".join(data.decode("ascii", "replace").split()))
@@ -110,11 +109,3 @@ def _decoded(word: str) -> bytes | None:
         return base64.b64decode(word, validate=True)
     except (binascii.Error, ValueError):
         return None
-
-
-def _bytes(path: str | Path) -> bytes:
-    with open(path, "rb") as file:
-        data = file.read(_MOST + 1)
-    if len(data) > _MOST:
-        raise ValueError("it is too large for one")
-    return data

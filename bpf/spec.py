@@ -8,7 +8,6 @@ hostile file is refused before libbpf's C parser sees it. Maps come from BTF def
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,15 @@ from mapek.bpf import elf as elf_module
 from mapek.bpf.btf import Btf
 from mapek.bpf.elf import ByteOrder, Elf, Section, bad
 from mapek.bpf.names import MAP_TYPES, program_kind
+from mapek.bpf.regular import read_regular, reason
 from mapek.errors import ObjectError
+
+MAX_PROGRAMS: Final = 1 << 10
+MAX_MAPS: Final = 1 << 10
 
 _BPF_F_MMAPABLE: Final = 1 << 10
 _BPF_F_RDONLY_PROG: Final = 1 << 7
+_ONCE: Final = (".BTF", ".BTF.ext", ".maps", "license", "maps", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +84,16 @@ class ObjectSpec:
         """Parse the object file at `path`. Raises ObjectError for anything that is not one, OSError never."""
         name = os.fspath(path)
         try:
-            # O_NONBLOCK: a fifo in the place of an object must not hang the caller.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with open(fd, "rb") as file:
-                if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    raise ObjectError("read", name, "not a regular file", "give the path of a .o file")
-                data = file.read(elf_module.MAX_FILE + 1)
+            data = read_regular(path, elf_module.MAX_FILE)
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ObjectError("read", name, why, "check the path") from error
+            raise ObjectError("read", name, reason(error), "check the path") from error
         return cls.parse(data, name)
 
     @classmethod
     def parse(cls, data: bytes, path: str = "object") -> ObjectSpec:
         """Parse the bytes of an object file; `path` names it in errors. Raises ObjectError."""
         elf = elf_module.parse(data, path)
+        _check_names(elf, path)
         section = elf.section(".BTF")
         if section is None:
             raise bad(path, "it has no BTF, so its maps are unknown (compile with -g)")
@@ -102,11 +101,13 @@ class ObjectSpec:
         programs = _programs(elf, path)
         maps = _maps(btf, path)
         variables = {}
-        for found in elf.sections:
-            if found.size and _is_data(found):
-                flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if found.name.startswith(".rodata") else 0)
-                maps[found.name] = MapSpec(found.name, "array", 4, found.size, 1, flags)
-                variables.update(_variables(elf, btf, found, path))
+        data_sections = [one for one in elf.sections if one.size and _is_data(one)]
+        if len(maps) + len(data_sections) > MAX_MAPS:
+            raise bad(path, f"more than {MAX_MAPS} maps")
+        for found in data_sections:
+            flags = _BPF_F_MMAPABLE | (_BPF_F_RDONLY_PROG if found.name.startswith(".rodata") else 0)
+            maps[found.name] = MapSpec(found.name, "array", 4, found.size, 1, flags)
+            variables.update(_variables(elf, btf, found, path))
         return cls(path, data, elf.byteorder, _license(elf, path), programs, maps, variables, btf, elf)
 
     def check_byteorder(self) -> None:
@@ -131,6 +132,16 @@ def object_path(name: str) -> Path:
     if not path.is_file():
         raise ObjectError("find", f"program {name}", f"no file {path}", "build it with make bpf")
     return path
+
+
+def _check_names(elf: Elf, on: str) -> None:
+    """Of two sections of one name libbpf takes the last, or both; whoever judges one of them judges nothing."""
+    seen = set()
+    for one in elf.sections:
+        if one.name in _ONCE or _is_data(one) or one.flags & elf_module.SHF_EXECINSTR:
+            if one.name in seen:
+                raise bad(on, f"it has two sections {one.name!r}")
+            seen.add(one.name)
 
 
 def _is_data(section: Section) -> bool:
@@ -164,28 +175,28 @@ def _programs(elf: Elf, on: str) -> dict[str, ProgramSpec]:
             raise bad(on, f"program {symbol.name!r} does not lie in its section")
         if not symbol.name or symbol.name in found:
             raise bad(on, f"two programs are called {symbol.name!r}")
+        if len(found) == MAX_PROGRAMS:
+            raise bad(on, f"more than {MAX_PROGRAMS} programs")
         kind, attach = program_kind(section.name)
         found[symbol.name] = ProgramSpec(symbol.name, section.name, kind, attach, symbol.size // 8)
     return found
 
 
 def _maps(btf: Btf, on: str) -> dict[str, MapSpec]:
-    datasec = next((t for t in btf.types if t.kind == btf_module.DATASEC and t.name == ".maps"), None)
+    entries = btf.variables(".maps")
+    if len(entries) > MAX_MAPS:
+        raise bad(on, f"more than {MAX_MAPS} maps")
     found: dict[str, MapSpec] = {}
-    for entry in datasec.members if datasec else ():
+    # Many maps may be of one definition.
+    known: dict[int, dict[str, int]] = {}
+    for entry in entries:
         variable = btf.get(entry.type)
         definition = btf.resolve(variable.size_or_type)
         if variable.kind != btf_module.VAR or definition.kind != btf_module.STRUCT:
             raise bad(on, f"map {variable.name!r} is not defined by a struct")
-        numbers: dict[str, int] = {}
-        for member in definition.members:
-            target = btf.resolve(member.type)
-            if target.kind != btf_module.PTR:
-                continue
-            if member.name in ("key", "value"):
-                numbers[f"{member.name}_size"] = btf.size(target.size_or_type)
-            elif (inner := btf.resolve(target.size_or_type)).kind == btf_module.ARRAY:
-                numbers[member.name] = inner.array[1]
+        if id(definition) not in known:
+            known[id(definition)] = _numbers(btf, definition)
+        numbers = known[id(definition)]
         number = numbers.get("type", 0)
         kind = MAP_TYPES[number] if number < len(MAP_TYPES) else f"type {number}"
         sizes = (numbers.get(n, 0) for n in ("key_size", "value_size", "max_entries", "map_flags"))
@@ -193,14 +204,26 @@ def _maps(btf: Btf, on: str) -> dict[str, MapSpec]:
     return found
 
 
+def _numbers(btf: Btf, definition: btf_module.Type) -> dict[str, int]:
+    """What a map's definition says, as pointers to arrays of that length and to the types of key and value."""
+    found: dict[str, int] = {}
+    for member in definition.members:
+        target = btf.resolve(member.type)
+        if target.kind != btf_module.PTR:
+            continue
+        if member.name in ("key", "value"):
+            found[f"{member.name}_size"] = btf.size(target.size_or_type)
+        elif (inner := btf.resolve(target.size_or_type)).kind == btf_module.ARRAY:
+            found[member.name] = inner.array[1]
+    return found
+
+
 def _variables(elf: Elf, btf: Btf, section: Section, on: str) -> dict[str, VariableSpec]:
     # Offsets are the symbols': before it is loaded, a datasec's own offsets are all zero.
-    symbols = {
-        s.name: s for s in elf.symbols if s.section == section.index and s.kind == elf_module.STT_OBJECT
-    }
-    datasec = next((t for t in btf.types if t.kind == btf_module.DATASEC and t.name == section.name), None)
+    inside = elf.by_section.get(section.index, ())
+    symbols = {one.name: one for one in inside if one.kind == elf_module.STT_OBJECT}
     found = {}
-    for entry in datasec.members if datasec else ():
+    for entry in btf.variables(section.name):
         variable = btf.get(entry.type)
         symbol = symbols.get(variable.name)
         if symbol is None:

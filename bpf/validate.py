@@ -7,9 +7,11 @@ about what an operator wants: which helpers, how much memory, whose object. What
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,6 +24,9 @@ from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from mapek.errors import ObjectError
 
 Severity = Literal["refuse", "warn"]
+
+MAX_FINDINGS: Final = 1000
+"""Nobody reads more of them, and a hostile object may have one for each instruction of each program."""
 
 # License strings that the kernel takes for GPL-compatible, from include/linux/license.h.
 GPL_COMPATIBLE: Final = frozenset(
@@ -93,17 +98,21 @@ def validate(spec: ObjectSpec, rules: Rules | None = None, signature: str | Path
     anatomy = take_apart(spec)
     sizes = {name: _size(anatomy, name) for name in spec.programs}
     digest = hashlib.sha256(spec.raw).hexdigest()
-    findings = [
-        *_origin(spec, rules, digest),
-        *_signature(spec, rules, signature),
-        *_license(spec, anatomy),
-        *_programs(spec, rules),
-        *(found for one in spec.programs.values() for found in _calls(one, anatomy, rules)),
-        *(found for function in anatomy.functions.values() for found in _code(function)),
-        *_sizes(sizes, anatomy, rules),
-        *_types(spec),
-        *check_maps(spec, rules),
-    ]
+    all_of_them = chain(
+        _origin(spec, rules, digest),
+        _signature(spec, rules, signature),
+        _license(spec, anatomy),
+        _programs(spec, rules),
+        *(_calls(one, anatomy, rules) for one in spec.programs.values()),
+        *(_code(function) for function in anatomy.functions.values()),
+        _sizes(sizes, anatomy, rules),
+        _types(spec),
+        check_maps(spec, rules),
+    )
+    findings = list(islice(all_of_them, MAX_FINDINGS))
+    if next(all_of_them, None) is not None:
+        why = f"more is wrong with it than {MAX_FINDINGS} things"
+        findings.append(Finding("refuse", "object", why, "mend the first ones"))
     taken = sum(map_bytes(one, rules.cpus) for one in spec.maps.values())
     return Report(spec.path, digest, spec.license, spec.byteorder, sizes, taken, tuple(findings), anatomy)
 
@@ -137,7 +146,10 @@ def refuse(spec: ObjectSpec, max_entries: Mapping[str, int], without: Collection
         _verdicts[key] = report.error()
     if (error := _verdicts[key]) is not None:
         raise ObjectError(error.tried, spec.path, error.why, error.do)
-    for found in check_maps(spec, rules, max_entries, without):
+    # Not at the top: it brings numpy, and `mapek bpf validate` makes no maps.
+    from mapek.bpf.maps import possible_cpus
+
+    for found in check_maps(spec, replace(rules, cpus=possible_cpus()), max_entries, without):
         raise ObjectError("load", spec.path, found.why, found.do)
 
 
@@ -145,6 +157,8 @@ def map_bytes(one: MapSpec, cpus: int) -> int:
     """About what a map takes when it is full, in bytes: what the kernel allocates but for the allocator's rounding."""
     if one.type in ("ringbuf", "user_ringbuf"):
         return one.max_entries
+    if one.type == "arena":
+        return one.max_entries * mmap.PAGESIZE
     value = -(-one.value_size // 8) * 8 * (cpus if one.type in _PER_CPU else 1)
     key = 0 if "array" in one.type else -(-one.key_size // 8) * 8
     return one.max_entries * max(8, key + value + _ELEMENT.get(one.type, 0))
@@ -185,7 +199,7 @@ def _signature(spec: ObjectSpec, rules: Rules, given: str | Path | None = None) 
 
 def _license(spec: ObjectSpec, anatomy: Anatomy) -> Iterator[Finding]:
     sections = [one for one in spec.elf.sections if one.name == "license"]
-    strings = [one for section in sections for one in bytes(section.data).split(b"\0") if one]
+    strings = [one for section in sections for one in bytes(section.data[:4096]).split(b"\0") if one]
     if len(strings) != 1:
         yield Finding("refuse", "license", f"it has {len(strings)} licences", "give it exactly one")
     if spec.license in GPL_COMPATIBLE:
@@ -227,23 +241,28 @@ def _helpers(functions: tuple[Function, ...]) -> set[str]:
 def _calls(program: ProgramSpec, anatomy: Anatomy, rules: Rules) -> Iterator[Finding]:
     functions, place = anatomy.reach(program.name), f"program {program.name}"
     allowed = set(rules.helpers.get(program.type, ()))
-    for helper in sorted(_helpers(functions) - allowed) if program.type in rules.helpers else ():
+    refused = _first_calls(functions, allowed) if program.type in rules.helpers else {}
+    for helper, where in sorted(refused.items()):
         effect = ", ".join(helpers.effects([helper]))
         why = f"helper {helper.removeprefix('helper ')} is not allowed in {program.type}" + (
             f": it {effect}" if effect else ""
         )
-        yield Finding("refuse", place, why + _where(functions, helper), "allow it if it is meant")
+        yield Finding("refuse", place, why + where, "allow it if it is meant")
     for kfunc in sorted({one for function in functions for _, one in function.kfuncs()} - set(rules.kfuncs)):
         why = f"kernel function {kfunc or 'without a name'} is not allowed"
         yield Finding("refuse", place, why, "allow it if it is meant")
 
 
-def _where(functions: tuple[Function, ...], helper: str) -> str:
+def _first_calls(functions: tuple[Function, ...], allowed: Collection[str]) -> dict[str, str]:
+    """Helpers that are called and not allowed, each with where it is first, " (FILE:LINE)" or "" without lines."""
+    found: dict[str, str] = {}
     for function in functions:
         for one, number in function.helpers():
-            if helpers.name(number) == helper and (line := function.line(one.slot)):
-                return f" ({line.file}:{line.number})"
-    return ""
+            name = helpers.name(number)
+            if name not in allowed and not found.get(name):
+                line = function.line(one.slot)
+                found[name] = f" ({line.file}:{line.number})" if line else ""
+    return found
 
 
 def _code(function: Function) -> Iterator[Finding]:

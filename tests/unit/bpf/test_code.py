@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from mapek.bpf import ObjectSpec, object_path
-from mapek.bpf.anatomy import Anatomy, Reference, take_apart
+from mapek.bpf.anatomy import Anatomy, Function, Reference, take_apart
 from mapek.bpf.flow import walk
 from mapek.bpf.instructions import decode, text, unknown
 from mapek.errors import ObjectError
-from tests.support.bytecode import EXIT, Row, anatomy, assemble, call, mov, when, wide
+from tests.support.bytecode import EMPTY, EXIT, Row, anatomy, assemble, call, mov, when, wide
 
 OBJECTS = sorted(object_path("empty").parent.glob("*.o"))
 
@@ -38,6 +38,8 @@ OBJECTS = sorted(object_path("empty").parent.glob("*.o"))
         ((0xAE, 1, 2, -1, 0), "if w1 < w2 goto 0"),
         ((0x05, 0, 0, 3, 0), "goto 4"),
         ((0x06, 0, 0, 0, 7), "goto 8"),
+        ((0xE5, 0, 0, 3, 0), "may_goto 4"),
+        ((0xE5, 0, 1, 3, 0), "unknown code 0xe5"),
         (call(1), "call helper 1"),
         ((0x85, 0, 1, 0, -3), "call pc-3"),
         (EXIT, "exit"),
@@ -78,6 +80,7 @@ def test_what_is_no_code(data: bytes, why: str):
         ((mov(1, 9), (0x17, 1, 0, 0, 1), when(1, 0, -2, 0x55), EXIT), 4, (), (), ((1, 1),)),
         ((*wide(1, 5), when(1, 0, -2), EXIT), 3, (), (2,), ()),
         (((0x05, 0, 0, -1, 0),), 1, (), (), ((0, 0),)),
+        (((0xE5, 0, 0, 2, 0), mov(0, 1), (0x05, 0, 0, -3, 0), EXIT), 3, (), (), ((1, 0),)),
     ],
 )
 def test_flow(
@@ -114,6 +117,23 @@ def test_recursion_ends():
     found = anatomy((0x85, 0, 1, 0, -1), EXIT, references={0: Reference("function", "main")})
     assert found.longest("main") == 2
     assert found.depth("main") > 8
+
+
+@pytest.mark.parametrize(
+    ("tick", "depth"),
+    [
+        # It sets itself again, as a timer's function does.
+        ((*wide(2, 0, 4), call(170), EXIT), 1),
+        # It calls itself.
+        (((0x85, 0, 1, 0, -1), EXIT), 9),
+    ],
+)
+def test_what_is_handed_on_does_not_nest(tick: tuple[Row, ...], depth: int):
+    itself = {0: Reference("function", "tick")}
+    main = Function("main", "xdp", 0, assemble(*wide(2, 0, 4), EXIT), itself)
+    found = Anatomy(EMPTY, {"main": main, "tick": Function("tick", ".text", 0, assemble(*tick), itself)})
+    assert found.depth("main") == depth
+    assert found.longest("main") == 2 + len(assemble(*tick))
 
 
 def test_a_flow_of_a_hundred_thousand_branches_is_walked_without_recursion():

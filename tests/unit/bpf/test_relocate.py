@@ -14,6 +14,7 @@ from mapek.bpf import ObjectSpec, object_path
 from mapek.bpf.anatomy import Anatomy, take_apart
 from mapek.bpf.elf import parse
 from mapek.bpf.relocate import VMLINUX, KernelBtf, unresolved
+from mapek.cli import main
 from mapek.errors import ObjectError
 from tests.support import machine
 
@@ -70,6 +71,9 @@ def test_all_is_found_in_its_own_types(tmp_path: Path):
 def test_a_type_that_is_gone(tmp_path: Path, name: str):
     gone = missing(tmp_path, renamed(name.encode()))
     assert any(one == f"struct {name}" for one in gone), gone
+    # It may be a module's.
+    found = list(unresolved(ANATOMY, str(tmp_path / "btf")))
+    assert {one.severity for one in found if f"no struct {name} (" in one.why} == {"warn"}
 
 
 def test_a_member_that_is_gone(tmp_path: Path):
@@ -83,6 +87,10 @@ def test_a_member_that_is_gone(tmp_path: Path):
     assert names
     struct_name, member = sorted(names)[0]
     assert f"member {struct_name}.{member}" in missing(tmp_path, renamed(member.encode()))
+    found = [
+        one for one in unresolved(ANATOMY, str(tmp_path / "btf")) if f"{struct_name}.{member}" in one.why
+    ]
+    assert {one.severity for one in found if "may be meant" not in one.do} == {"refuse"}
 
 
 @pytest.mark.skipif(not machine.has("btf"), reason=f"no {VMLINUX}")
@@ -95,7 +103,7 @@ def test_ours_can_be_resolved_here():
 
 @pytest.mark.skipif(not machine.has("btf"), reason=f"no {VMLINUX}")
 def test_the_kernels_types_are_those_that_bpftool_counts():
-    kernel = KernelBtf.read(VMLINUX, "little")
+    kernel = KernelBtf.read(VMLINUX)
     (ident,) = kernel.named("task_struct", 4)
     names = {name for name, _ in kernel.members(ident)}
     assert {"pid", "tgid", "comm"} <= names
@@ -131,6 +139,31 @@ def test_what_is_no_btf(tmp_path: Path, data: bytes, says: str):
 def test_a_btf_that_is_not_there(tmp_path: Path):
     with pytest.raises(ObjectError, match="give the BTF of the kernel"):
         list(unresolved(ANATOMY, str(tmp_path / "none")))
+
+
+BIG = ObjectSpec.read(object_path("net_events").with_name("net_events.bpfeb.o"))
+
+
+def test_an_object_of_the_other_byte_order_is_not_held_against_this_kernel(
+    capsys: pytest.CaptureFixture[str],
+):
+    assert list(unresolved(take_apart(BIG), None)) == []
+    assert main(["bpf", "validate", BIG.path]) == 1
+    assert "it is big-endian, the machine little" in capsys.readouterr().out
+
+
+def test_the_byte_order_of_a_btf_is_that_of_its_magic(tmp_path: Path):
+    path, section = tmp_path / "btf", BIG.elf.section(".BTF")
+    assert section is not None
+    path.write_bytes(section.data)
+    assert KernelBtf.read(str(path)).byteorder == "big"
+    said = {one.why for one in unresolved(take_apart(BIG), str(path))}
+    assert {one.replace("the kernel has no ", "").split(" (")[0] for one in said} == missing(
+        tmp_path, own_btf()
+    )
+    path.write_bytes(section.data)
+    (first, *_) = unresolved(ANATOMY, str(path))
+    assert str(first).startswith("CO-RE: it is little-endian, the kernel of that BTF big; take the object")
 
 
 def test_an_object_without_relocations_asks_for_no_btf(tmp_path: Path):

@@ -136,7 +136,7 @@ def test_an_object_signed_by_one_of_the_keys(tmp_path):
         (b"", "0 bytes are no Ed25519 signature"),
         (b"\0" * 64, "is not one of it by that key"),
         (OWNER.sign(EMPTY.raw).hex().encode(), "128 bytes are no Ed25519 signature"),
-        (b"x" * 5000, "it is too large for one"),
+        (b"x" * 5000, "it has more than 4096 bytes"),
     ],
     ids=["another key's", "another object's", "truncated", "empty", "zeros", "hex", "large"],
 )

@@ -16,6 +16,7 @@ import pytest
 from mapek.bpf import MapSpec, ObjectSpec, ProgramSpec, libbpf, object_path
 from mapek.bpf.anatomy import take_apart
 from mapek.bpf.dispatcher import SLOTS
+from mapek.bpf.elf import parse
 from mapek.bpf.names import _SECTIONS, PROGRAM_TYPES, program_kind
 from mapek.errors import FeatureError, ObjectError
 
@@ -125,6 +126,26 @@ def test_what_is_no_object_gets_one_line(data: bytes, why: str):
         ObjectSpec.parse(data, "some.o")
     assert "\n" not in str(caught.value)
     assert "some.o" in str(caught.value)
+
+
+def doubled(name: str) -> bytes:
+    """With one more section of that name, the same as the first."""
+    data = bytearray(GOOD)
+    table, count = struct.unpack_from("=Q", data, 40)[0], struct.unpack_from("=H", data, 60)[0]
+    at = next(i for i, one in enumerate(parse(GOOD).sections) if one.name == name)
+    struct.pack_into("=Q", data, 40, len(data))
+    struct.pack_into("=H", data, 60, count + 1)
+    return bytes(data + data[table : table + 64 * count] + data[table + 64 * at : table + 64 * at + 64])
+
+
+@pytest.mark.parametrize("name", [".BTF", ".BTF.ext", ".maps", "license", ".rodata", "xdp"])
+def test_two_sections_of_which_libbpf_reads_another_one(name: str):
+    with pytest.raises(ObjectError, match=f"it has two sections '{name}'"):
+        ObjectSpec.parse(doubled(name))
+
+
+def test_other_sections_may_share_a_name():
+    assert ObjectSpec.parse(doubled(".strtab")).programs.keys() == {"xdp_counter"}
 
 
 def test_unreadable_paths(tmp_path: Path):

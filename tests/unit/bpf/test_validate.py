@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mapek.bpf import MapSpec, ObjectSpec, helpers, object_path, words
+from mapek.bpf import MapSpec, ObjectSpec, helpers, maps, object_path, words
 from mapek.bpf.elf import parse
 from mapek.bpf.rules import HELPERS, Rules, read, read_digests
 from mapek.bpf.validate import map_bytes, refuse, validate
@@ -59,11 +60,18 @@ def test_ours_are_valid(path: Path):
         (with_instruction(0x95, 0, 0, 0), "1 instructions from 1 on cannot be reached"),
         (with_instruction(0x05, 0, 9, 0), r"instruction 0 \(.*empty.bpf.c:\d+\) leaves it"),
         (with_instruction(0xFF, 0, 0, 0), "instruction 0 is none: unknown code 0xff"),
+        (with_instruction(0xE5, 0, 0, 0), ""),
         (with_instruction(0x85, 0, 0, 9999), "helper 9999 is not allowed in xdp"),
         (with_instruction(0x85, 0x20, 0, 77), "kernel function without a name is not allowed"),
         (calling("probe_write_user"), "probe_write_user is not allowed in xdp: it writes user memory"),
         (calling("send_signal"), "kills processes"),
         (calling("probe_read_kernel"), "reads kernel memory"),
+        (calling("probe_read"), "reads user memory, reads kernel memory"),
+        (calling("snprintf"), "reads user memory, reads kernel memory"),
+        (calling("trace_printk"), "reads user memory, reads kernel memory"),
+        (calling("snprintf_btf"), "reads kernel memory"),
+        (calling("per_cpu_ptr"), "reads kernel memory"),
+        (calling("skc_to_tcp_sock"), "reads kernel memory"),
         (calling("ktime_get_ns", b"Proprietary"), ""),
         (calling("fib_lookup", b"Proprietary"), "fib_lookup only serve GPL-compatible.*'Proprietary'"),
         (calling("fib_lookup", b"GPL"), ""),
@@ -127,13 +135,23 @@ def test_percpu_maps_count_once_for_each_cpu():
     one = MapSpec("m", "percpu_array", 4, 16, 10, 0)
     assert (map_bytes(one, 1), map_bytes(one, 8)) == (160, 1280)
     assert map_bytes(MapSpec("m", "ringbuf", 0, 0, 4096, 0), 8) == 4096
+    assert map_bytes(MapSpec("m", "arena", 0, 0, 16, 0), 8) == 16 * mmap.PAGESIZE
+
+
+def test_the_loader_counts_per_cpu_maps_for_the_cpus_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(maps, "possible_cpus", lambda: 256)
+    half_a_gib = {"counters": 1 << 25}
+    assert map_bytes(replace(COUNTER.maps["counters"], max_entries=1 << 25), 1) == 1 << 29
+    with pytest.raises(ObjectError, match="map counters would take 131072 MiB"):
+        refuse(COUNTER, half_a_gib, ())
+    refuse(COUNTER, {"counters": 1 << 17}, ())
 
 
 def test_a_helper_that_no_program_type_may_call_is_in_no_default():
     for kind, names in HELPERS.items():
         for effect in ("writes user memory", "kills processes", "makes kernel functions fail"):
             assert not names & helpers.EFFECTS[effect], kind
-    assert "probe_read_kernel" in HELPERS["tracing"]
+    assert {"probe_read_kernel", "probe_read", "trace_printk"} <= HELPERS["tracing"]
     assert "redirect_map" in HELPERS["xdp"]
 
 
@@ -188,7 +206,7 @@ def test_rules_from_a_file(tmp_path: Path):
         ("[helpers]\nxdp = ['map_lookup']", "unknown helper 'map_lookup'"),
         ("[helpers", "no TOML"),
         ("x = " + "[" * 5000, "no TOML"),
-        ("#" * (1 << 20) + "\n", "more than 1 MiB"),
+        ("#" * (1 << 20) + "\n", "more than 1048576 bytes"),
     ],
 )
 def test_rules_that_cannot_be_meant(tmp_path: Path, text: str, says: str):

@@ -24,6 +24,7 @@ from mapek.bpf.validate import validate
 from mapek.bpf.words import dot, report, text
 from mapek.errors import MapekError
 from tests.support.raw_calls import raw_helper_calls
+from tests.support.shapes import SHAPES, shape
 
 COUNT = int(os.environ.get("MAPEK_FUZZ", "5000"))
 # The larger cost up to 50 ms a time and have no form that these lack.
@@ -38,6 +39,7 @@ NAMES = (
 )
 SEEDS = [object_path(name).read_bytes() for name in NAMES]
 SEEDS += [object_path("xdp_counter").with_name(f"{name}.bpfeb.o").read_bytes() for name in NAMES[:3]]
+SEEDS += [shape(name, full=False) for name in SHAPES]
 BORDERS = [0, 1, 2, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 64) - 1]
 LONGEST_S, MEMORY_KIB = 1.0, 256 << 10
 
