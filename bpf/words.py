@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from mapek.bpf import helpers
+from mapek.bpf.abilities import Ability, Where
 from mapek.bpf.anatomy import Anatomy, Function
-from mapek.bpf.explain import Ability, Explanation, MapUse, Told, Where
+from mapek.bpf.explain import NAMELESS, Explanation, MapUse, Told
 from mapek.bpf.validate import Report
 
 _WIDTH = 110
@@ -63,9 +64,11 @@ def _told(one: Told) -> Iterator[tuple[str, str]]:
         yield "calls", ", ".join(one.functions)
     for returned in one.returns:
         yield "returns", returned.value + _places(returned.where)
+    able: dict[tuple[str, str], list[str]] = {}
     for what, ability in one.can.items():
         if ability.answer != "no":
-            yield ("can" if ability.answer == "yes" else "may"), _able(what, ability)
+            able.setdefault(("can" if ability.answer == "yes" else "may", _means(ability)), []).append(what)
+    yield from ((verb, ", ".join(what) + means) for (verb, means), what in able.items())
     cannot = [what for what, ability in one.can.items() if ability.answer == "no"]
     if cannot:
         yield "cannot", ", ".join(cannot)
@@ -78,18 +81,19 @@ def _told(one: Told) -> Iterator[tuple[str, str]]:
         names = ", ".join(one.replaceable)
         yield "open", f"another program may be put in the place of {names}; what that does is not said here"
     if not one.complete:
-        yield "unsure", "it is too large to be walked to its end: what is not said here is possible too"
+        yield "unsure", "it could not be walked to its end: what is not said here is possible too"
     if one.helpers:
         yield "helpers", ", ".join(one.helpers)
     if one.kfuncs:
-        yield "kernel", f"calls {', '.join(name or 'a function without a name' for name in one.kfuncs)}"
+        names = ", ".join(name or NAMELESS for name in one.kfuncs)
+        yield "kernel", f"calls {names}; what these do is not known here, so nothing is impossible"
     for used in one.maps:
         yield "map", _map(used)
 
 
-def _able(what: str, ability: Ability) -> str:
+def _means(ability: Ability) -> str:
     by = f" by {', '.join(ability.helpers)}" if ability.helpers else ""
-    return what + by + _places(ability.where)
+    return by + _places(ability.where)
 
 
 def _map(one: MapUse) -> str:
