@@ -21,7 +21,7 @@ from mapek.bpf.validate import map_bytes
 from mapek.bpf.values import Budget, follow
 from mapek.errors import ObjectError
 
-MOST_PARTS: Final = 100_000
+MOST_PARTS: Final = 60_000
 """Calls, references and basic blocks of all programs with what they call; ours have at most some thousands."""
 
 NAMELESS: Final = "a function without a name"

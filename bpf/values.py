@@ -31,8 +31,10 @@ STEPS: Final = 120_000
 ALL_STEPS: Final = 2 * STEPS
 """The same for all programs of an object."""
 
-_BLOCK: Final = 8
-_SLOTS: Final = 8
+_BLOCK: Final = 4
+"""What it costs to enter a block, in steps."""
+_SLOTS: Final = 16
+"""Slots of a stack that are joined, or of which one is written, for one step; to change all costs eight times that."""
 _ACQUIRE: Final = 0x100
 _WIDTHS: Final = {0x00: 4, 0x08: 2, 0x10: 1, 0x18: 8}
 
@@ -138,7 +140,7 @@ class _Walk:
 
     def _shape(self, function: Function) -> _Shape:
         if (known := self.shapes.get(function.name)) is None:
-            self.charge(_BLOCK * len(function.flow.blocks))
+            self.charge(len(function.flow.blocks))
             known = self.shapes[function.name] = _Shape(function)
         return known
 
@@ -211,6 +213,7 @@ class _Walk:
         place, width = (call.function.name, one.slot), _WIDTHS[one.code & 0x18]
         found: Value = frozenset()
         base = state.registers[one.src]
+        self.charge(len(base) - 1)
         for atom in base:
             if isinstance(atom, int) or is_number(atom):
                 continue
@@ -258,7 +261,7 @@ class _Walk:
         elif "stack" in pointers or "unknown" in pointers:
             state.stack = overwritten(state.stack, UNKNOWN if atomic else value)
             call.effect = _OVERWRITES
-        self.charge(len(state.stack) // _SLOTS)
+        self.charge(len(base) - 1 + len(state.stack) * (1 if one.dst == 10 else 8) // _SLOTS)
         if atomic and one.imm & 1:
             registers[0 if one.imm & 0xF0 == 0xF0 else one.src] = anything(width)
 
@@ -283,7 +286,7 @@ class _Walk:
         if reaches and effect:
             call.effect = max(call.effect, effect)
             state.suffer(effect)
-            self.charge(len(state.stack) // _SLOTS)
+            self.charge(len(state.stack) * 8 // _SLOTS)
         return found
 
     def _call_back(self, call: _Call, helper: str, registers: Registers) -> int:
