@@ -10,6 +10,7 @@ from mapek.bpf.abilities import Ability, Where
 from mapek.bpf.anatomy import Anatomy, Function
 from mapek.bpf.explain import NAMELESS, Explanation, MapUse, Told
 from mapek.bpf.validate import Report
+from mapek.bpf.visible import visible
 
 _WIDTH = 110
 _LEFT = 12
@@ -27,7 +28,7 @@ def text(one: Explanation) -> str:
     for program in one.programs:
         lines += ["", f"program {program.name} ({program.type}, section {program.section!r})"]
         lines += [line for label, said in _told(program) for line in _row(label, said)]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def report(one: Report) -> str:
@@ -43,7 +44,7 @@ def report(one: Report) -> str:
     lines.append(
         f"{one.path}: " + (f"refused for {_count(range(refused), 'reason')}" if refused else "valid")
     )
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def size(number: int) -> str:
@@ -114,9 +115,9 @@ def _places(where: tuple[Where, ...]) -> str:
 
 
 def _row(label: str, said: str) -> list[str]:
-    clean = "".join(letter if letter.isprintable() else "?" for letter in said)
+    # Before it is wrapped, for that would make spaces of a line's end.
     return textwrap.wrap(
-        clean, _WIDTH, initial_indent=f"  {label:<{_LEFT - 2}}", subsequent_indent=" " * _LEFT
+        visible(said), _WIDTH, initial_indent=f"  {label:<{_LEFT - 2}}", subsequent_indent=" " * _LEFT
     )
 
 
@@ -170,8 +171,5 @@ def _node(function: Function, start: int) -> str:
 
 
 def _quoted(*rows: str) -> str:
-    escaped = (
-        "".join(c if c.isprintable() else "?" for c in row).replace("\\", "\\\\").replace('"', '\\"')
-        for row in rows
-    )
+    escaped = (visible(row).replace("\\", "\\\\").replace('"', '\\"') for row in rows)
     return '"' + "\\l".join(escaped) + ("\\l" if len(rows) > 1 else "") + '"'

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mapek.cli.telling import tell
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
     from collections.abc import Mapping
@@ -87,7 +89,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(diagnosis.document(found)))
     else:
-        print("\n".join(diagnosis.lines(found)))
+        tell(*diagnosis.lines(found))
     return 0 if found.well else 1
 
 
