@@ -17,14 +17,22 @@ _LEFT = 12
 _MOST_PLACES = 4
 
 
-def text(one: Explanation) -> str:
-    """Every program of an object in plain words, one paragraph each."""
+def text(one: Explanation, *, other_build: bool = False) -> str:
+    """Every program of an object in plain words, one paragraph each.
+
+    Args:
+        other_build: what is loaded, and was asked for, did not come from this object.
+    """
     total = sum(known.bytes for known in one.maps)
     lines = [
         f"{one.path}: {_count(one.programs, 'program')}, {_count(one.maps, 'map')} of {size(total)} when full, "
         f"licence {one.license!r}, {one.byteorder}-endian",
         f"sha256 {one.sha256}",
     ]
+    if other_build:
+        lines.append(
+            "loaded from another build: this is the object on disk, and what is loaded may do otherwise"
+        )
     for program in one.programs:
         lines += ["", f"program {program.name} ({program.type}, section {program.section!r})"]
         lines += [line for label, said in _told(program) for line in _row(label, said)]
