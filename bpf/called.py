@@ -17,6 +17,13 @@ _LOOKUPS: Final = frozenset(
 _READS_PACKET: Final = frozenset("skb_load_bytes skb_load_bytes_relative xdp_load_bytes csum_diff".split())
 _COPIES_PACKET: Final = frozenset("perf_event_output skb_output xdp_output".split())
 """Beside the data that they are given they put as much of the packet as the flags say."""
+WRITES_NOTHING: Final = frozenset(
+    (
+        "map_lookup_elem map_lookup_percpu_elem map_update_elem map_delete_elem map_push_elem ringbuf_output "
+        "perf_event_output skb_output xdp_output skb_store_bytes xdp_store_bytes csum_diff trace_printk redirect_map"
+    ).split()
+)
+"""Helpers that only read the memory that they are given; what is not here may write to it."""
 _MAP_ACCESS: Final = {
     "map_lookup_elem": "looked up", "map_lookup_percpu_elem": "looked up", "map_peek_elem": "looked up",
     "map_update_elem": "updated", "map_push_elem": "updated", "map_pop_elem": "updated",

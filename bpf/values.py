@@ -18,7 +18,7 @@ from mapek.bpf import helpers
 from mapek.bpf.alu import ANY, MASK, UNKNOWN, Value, compute, is_number, narrow
 from mapek.bpf.anatomy import MAX_DEPTH, Anatomy, Function
 from mapek.bpf.branches import ways
-from mapek.bpf.called import callbacks, called
+from mapek.bpf.called import WRITES_NOTHING, callbacks, called
 from mapek.bpf.context import field
 from mapek.bpf.facts import Facts
 from mapek.bpf.flow import Block
@@ -280,9 +280,9 @@ class _Walk:
         elif one.src or (known and known.kind == "extern"):
             found, effect = UNKNOWN, _SCRIBBLES
         else:
-            effect = max(_SCRIBBLES, self._call_back(call, helpers.name(one.imm), registers))
-            place = call.function.name, one.slot
-            found = called(helpers.name(one.imm), registers, place, self.facts, self.anatomy.spec.maps)
+            name, place = helpers.name(one.imm), (call.function.name, one.slot)
+            effect = 0 if name in WRITES_NOTHING else max(_SCRIBBLES, self._call_back(call, name, registers))
+            found = called(name, registers, place, self.facts, self.anatomy.spec.maps)
         if reaches and effect:
             call.effect = max(call.effect, effect)
             state.suffer(effect)

@@ -19,7 +19,7 @@ LOOKUP = call(helpers.NAMES.index("map_lookup_elem"))
 CALLS = [row for number in range(400) for row in (mov(1, number), (0x85, 0, 1, 0, 1))]
 BLOCKS = [row for number in range(4000) for row in (when(2, number, 1), mov(3, 1))]
 STACK = [(0x7A, 10, 0, -8 - 8 * number, number) for number in range(64)]
-SCRIBBLES = [copy(1, 10), LOOKUP] * 6000
+SCRIBBLES = [copy(2, 10), call(helpers.NAMES.index("map_peek_elem"))] * 6000
 MAPS = [row for number in range(15) for row in (when(2, number, 2), *wide(6, source=1))]
 NAMES = {3 * number + 1: Reference("map", f"m{number}") for number in range(15)}
 LOADS = [copy(1, 6), copy(2, 10), LOOKUP, copy(7, 0), *[load(3, 7, 0, 0x79)] * 100_000]

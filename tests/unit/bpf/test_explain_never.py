@@ -54,6 +54,9 @@ LOST = {
     "a helper that is given nothing of it does not": (
         (*ZEROED, helper("get_smp_processor_id"), mov(0, 0), *BACK), "xdp", DROP, "no", {},
     ),
+    "a helper that only reads it does not": (
+        (*ZEROED, *TO_STACK, helper("map_lookup_elem"), *BACK), "xdp", DROP, "no", {},
+    ),
     "a function writes to the stack of its caller": (
         (*ZEROED, *TO_STACK, copy(1, 2), (0x85, 0, 1, 0, 2), *BACK),
         "xdp", DROP, "maybe", CALLED | {"other": (mov(2, 1), store(1, 0, 2, 0x7B), mov(0, 0), EXIT)},
@@ -135,7 +138,7 @@ LOST = {
     ),
     "an address that outlives a helper": (
         (
-            *SPILLED, *TO_STACK, helper("map_lookup_elem"), load(7, 10, -16, 0x79), mov(3, 1), store(7, 0, 3),
+            *SPILLED, *TO_STACK, helper("map_peek_elem"), load(7, 10, -16, 0x79), mov(3, 1), store(7, 0, 3),
             mov(0, 2), EXIT,
         ),
         "xdp", CHANGE, "yes", {},
