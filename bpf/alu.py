@@ -1,6 +1,8 @@
 """Sets of values and what arithmetic does to them: numbers are computed, pointers keep their origin.
 
-Few numbers are kept apart, because the answers that are wanted are return codes; more than that is "any".
+Few numbers are kept apart, because the answers that are wanted are return codes; more than that is "any". What may be
+a pointer of which nothing is known has the atom "unknown", so that a number is known not to be one: the verifier lets
+nobody read or write through a number.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from typing import Final
 from mapek.bpf.instructions import ALU, Instruction
 
 Value = frozenset[int | str]
-"""What a register may hold: unsigned 64-bit numbers; "any" scalar; what "helper:NAME" returned; or a pointer by its
-origin: "ctx", "packet", "stack", "kernel", "ring", "map:NAME", "value:NAME", "func:NAME"."""
+"""What a register may hold: unsigned 64-bit numbers; "any" number; what "helper:NAME" returned; or a pointer by its
+origin: "ctx", "packet", "stack", "kernel", "ring", "map:NAME", "value:NAME", "func:NAME", or "unknown"."""
 
 ANY: Final[Value] = frozenset(("any",))
+UNKNOWN: Final[Value] = frozenset(("any", "unknown"))
+"""A number or a pointer."""
 MASK: Final = (1 << 64) - 1
-_LOW: Final = (1 << 32) - 1
 _MOST: Final = 16
 
 
@@ -26,10 +29,25 @@ def is_number(atom: int | str) -> bool:
 
 
 def narrow(value: Value) -> Value:
-    """The same with "any" in the place of too many numbers."""
+    """The same with "any" in the place of too many numbers, and "unknown" in that of too many pointers."""
     if len(value) <= _MOST:
         return value
-    return frozenset(atom for atom in value if isinstance(atom, str)) | ANY
+    words: Value = frozenset(atom for atom in value if isinstance(atom, str))
+    return words | ANY if len(words) <= _MOST else UNKNOWN
+
+
+def cut(value: Value, width: int) -> Value:
+    """What is left of it in `width` bytes. No part of a pointer is one."""
+    if width == 8:
+        return value
+    mask = (1 << 8 * width) - 1
+    # What a helper returns are few small numbers, or a negative errno of 32 bits.
+    return narrow(
+        frozenset(
+            atom & mask if isinstance(atom, int) else atom if width == 4 and is_number(atom) else "any"
+            for atom in value
+        )
+    )
 
 
 def compute(one: Instruction, registers: Sequence[Value]) -> Value:
@@ -46,27 +64,21 @@ def compute(one: Instruction, registers: Sequence[Value]) -> Value:
         found = _and(left, right)
     else:
         found = _fold(operation, left, right, 32 if short else 64)
-    return _shorten(found) if short else narrow(found)
-
-
-def _shorten(value: Value) -> Value:
-    return narrow(
-        frozenset(
-            atom & _LOW if isinstance(atom, int) else atom if is_number(atom) else "any" for atom in value
-        )
-    )
+    return cut(found, 4) if short else narrow(found)
 
 
 def _add(left: Value, right: Value, *, subtract: bool) -> Value:
     pointers: Value = frozenset(atom for atom in left if not is_number(atom))
     others: Value = frozenset(atom for atom in right if not is_number(atom))
-    if subtract and others:
-        return ANY
     if not pointers and not others:
         return _pairs(left, right, lambda a, b: (a - b if subtract else a + b) & MASK)
-    # Nobody computes with a null pointer: the verifier would not have it.
-    mixed = (left - pointers if pointers else right - others) - {0}
-    return pointers | others | (ANY if mixed else frozenset())
+    # A pointer and a number make a pointer, whichever stands first; two pointers have a distance.
+    found: Value = pointers if right - others else frozenset()
+    if not subtract and left - pointers:
+        found |= others
+    if (left - pointers and right - others) or (subtract and pointers and others):
+        found |= ANY
+    return found or UNKNOWN
 
 
 def _and(left: Value, right: Value) -> Value:

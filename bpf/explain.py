@@ -2,46 +2,30 @@
 
 Each "no" follows from a walk that may think too much possible and never too little, so it can be relied on for code
 that the verifier accepts; a "maybe" is what the walk could not decide. What another program does, to which this one
-hands on by a tail call, is not in it.
+hands on by a tail call or which it loads by sys_bpf, is not in it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from mapek.bpf import helpers, hooks
-from mapek.bpf.alu import Value
-from mapek.bpf.anatomy import Anatomy, take_apart
+from mapek.bpf.abilities import Ability, Where, abilities, where
+from mapek.bpf.anatomy import Anatomy, Function, take_apart
+from mapek.bpf.facts import Facts, Place
 from mapek.bpf.spec import MapSpec, ObjectSpec, ProgramSpec
 from mapek.bpf.validate import map_bytes
-from mapek.bpf.values import Facts, Place, follow
+from mapek.bpf.values import Budget, follow
 from mapek.errors import ObjectError
 
-Answer = Literal["yes", "maybe", "no"]
-PACKETS: Final = frozenset((*hooks.RETURNS, "sched_act", "lwt_in", "lwt_out", "lwt_xmit", "sk_skb"))
+MOST_PARTS: Final = 60_000
+"""Calls, references and basic blocks of all programs with what they call; ours have at most some thousands."""
 
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """A place in an object: function, slot of the instruction, and the source line ("" and 0 without BTF.ext)."""
-
-    function: str
-    slot: int
-    file: str = ""
-    line: int = 0
-    text: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Ability:
-    """Whether a program can do something, where it does, and by which helpers."""
-
-    answer: Answer
-    where: tuple[Where, ...] = ()
-    helpers: tuple[str, ...] = ()
+NAMELESS: Final = "a function without a name"
+_THROWS: Final = {"bpf_throw", NAMELESS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +106,47 @@ def explain(spec: ObjectSpec, anatomy: Anatomy | None = None, program: str = "")
         why = f"it has no program {program!r}"
         raise ObjectError("explain", spec.path, why, f"it has {', '.join(spec.programs) or 'none'}")
     wanted = [one for one in spec.programs.values() if program in ("", one.name)]
+    parts, budget = MOST_PARTS, Budget()
+    reached: dict[str, list[Function]] = {}
+    for one in wanted:
+        reached[one.name], parts = _reach(anatomy, one.name, parts)
+        if parts < 0:
+            why = f"its programs have more than {MOST_PARTS} calls, references and basic blocks"
+            raise ObjectError("explain", spec.path, why, "take one with --program, if it has several")
     return Explanation(
         spec.path,
         hashlib.sha256(spec.raw).hexdigest(),
         spec.license,
         spec.byteorder,
-        tuple(_program(one, anatomy) for one in wanted),
+        tuple(_program(one, anatomy, reached[one.name], budget) for one in wanted),
         tuple(_map(one) for one in spec.maps.values()),
     )
 
 
-def _program(spec: ProgramSpec, anatomy: Anatomy) -> Told:
-    functions = anatomy.reach(spec.name)
-    facts = follow(anatomy, spec.name)
+def _reach(anatomy: Anatomy, program: str, parts: int) -> tuple[list[Function], int]:
+    """A program and what it may call, and how many of the `parts` are left, less than none if they do not suffice."""
+    waiting, found = [program], dict[str, Function]()
+    while waiting and parts >= 0:
+        name = waiting.pop()
+        if name in found or name not in anatomy.functions:
+            continue
+        function = found[name] = anatomy.functions[name]
+        parts -= 1 + len(function.references) + len(function.all_calls) + len(function.flow.blocks)
+        waiting.extend(function.calls())
+    return list(found.values()), parts
+
+
+def _program(spec: ProgramSpec, anatomy: Anatomy, functions: Sequence[Function], budget: Budget) -> Told:
+    facts = follow(anatomy, spec.name, budget)
     named: dict[str, list[Place]] = {}
+    strange: dict[str, list[Place]] = {}
     for function in functions:
         for one, number in function.helpers():
-            named.setdefault(helpers.name(number), []).append((function.name, one.slot))
+            name = helpers.name(number)
+            known = 0 < number < len(helpers.NAMES)
+            (named if known else strange).setdefault(name, []).append((function.name, one.slot))
+        for one, name in function.kfuncs():
+            strange.setdefault(name or NAMELESS, []).append((function.name, one.slot))
     mentioned = {
         known.name for one in functions for known in one.references.values() if known.kind in ("map", "data")
     }
@@ -154,11 +162,11 @@ def _program(spec: ProgramSpec, anatomy: Anatomy) -> Told:
         anatomy.longest(spec.name),
         sum(len(one.flow.back_edges) for one in functions),
         tuple(one.name for one in functions[1:]),
-        tuple(sorted(named)),
+        tuple(sorted({helpers.name(number) for one in functions for _, number in one.helpers()})),
         tuple(sorted({name for one in functions for _, name in one.kfuncs()})),
-        tuple(_map(one, facts.maps.get(name, ())) for name, one in maps.items() if name in mentioned),
-        _returns(spec.type, facts, anatomy),
-        _abilities(spec.type, facts, named, anatomy),
+        tuple(_map(maps[name], facts.maps.get(name, ())) for name in sorted(mentioned & maps.keys())),
+        _returns(spec.type, facts, strange, anatomy),
+        abilities(spec, anatomy, facts, named, strange),
         tuple(sorted({name or "a map that it does not name" for name in facts.hands_on.values()})),
         tuple(one.name for one in functions if one.replaceable),
         facts.complete,
@@ -172,83 +180,22 @@ def _map(one: MapSpec, uses: Iterable[str] = ()) -> MapUse:
     )
 
 
-def _where(anatomy: Anatomy, places: Iterable[Place]) -> tuple[Where, ...]:
-    found: dict[tuple[str, str | int, int], Where] = {}
-    for name, slot in sorted(places):
-        line = anatomy.functions[name].line(slot)
-        # One line of source is many instructions; the first stands for all.
-        key = (name, line.file, line.number) if line else (name, slot, 0)
-        at = Where(name, slot, line.file, line.number, line.text) if line else Where(name, slot)
-        found.setdefault(key, at)
-    return tuple(found.values())
-
-
-def _returns(type_: str, facts: Facts, anatomy: Anatomy) -> tuple[Return, ...]:
+def _returns(
+    type_: str, facts: Facts, strange: Mapping[str, Sequence[Place]], anatomy: Anatomy
+) -> tuple[Return, ...]:
     found: dict[str, list[Place]] = {}
     for place, value in facts.returns.items():
         for atom in value:
             found.setdefault(_said(type_, atom), []).append(place)
+    # What it throws takes the place of what it returns.
+    for name in _THROWS & strange.keys():
+        found.setdefault("any value", []).extend(strange[name])
     if not facts.complete:
         found.setdefault("any value", [])
-    return tuple(Return(name, _where(anatomy, found[name])) for name in sorted(found))
+    return tuple(Return(name, where(anatomy, found[name])) for name in sorted(found))
 
 
 def _said(type_: str, atom: int | str) -> str:
     if isinstance(atom, int):
         return hooks.verdict(type_, atom)
     return f"what {atom[7:]} says" if atom.startswith("helper:") else "any value"
-
-
-def _abilities(
-    type_: str, facts: Facts, named: dict[str, list[Place]], anatomy: Anatomy
-) -> dict[str, Ability]:
-    def ability(
-        sure: Iterable[Place] = (), maybe: Iterable[Place] = (), effect: str = "", *, walked: bool = True
-    ) -> Ability:
-        used = tuple(sorted(helpers.EFFECTS[effect] & named.keys())) if effect else ()
-        places = {*sure, *(place for name in used for place in named[name])}
-        open_ = set(maybe)
-        answer: Answer = "yes" if places else "maybe" if open_ or (walked and not facts.complete) else "no"
-        return Ability(answer, _where(anatomy, places or open_), used)
-
-    found = {}
-    if type_ in PACKETS:
-        found["drop packets"] = ability(*_returning(facts, lambda value: hooks.drops(type_, value)))
-        found["send packets back or elsewhere"] = ability(
-            *_returning(facts, lambda value: hooks.sends(type_, value)), "redirects packets"
-        )
-        found["read packets"] = ability(facts.packet_reads)
-        found["change packets"] = ability(facts.packet_writes, facts.unknown_writes, "changes packets")
-        found["change what the kernel knows of a packet"] = ability(facts.context_writes)
-    if type_ == "lsm" or any(
-        place for place in facts.returns if type_ == "tracing" and _denies(anatomy, place)
-    ):
-        found["deny what a process asks for"] = ability(
-            (place for place, value in facts.returns.items() if any(isinstance(a, int) and a for a in value)),
-            (place for place, value in facts.returns.items() if any(isinstance(a, str) for a in value)),
-        )
-    found["read user memory"] = ability(effect="reads user memory", walked=False)
-    found["read kernel memory"] = ability(facts.kernel_reads, (), "reads kernel memory")
-    found["write user memory"] = ability(effect="writes user memory", walked=False)
-    found["kill or signal processes"] = ability(effect="kills processes", walked=False)
-    found["make kernel functions fail"] = ability(effect="makes kernel functions fail", walked=False)
-    found["change sockets"] = ability(effect="changes sockets", walked=False)
-    found["make BPF system calls"] = ability(effect="makes BPF system calls", walked=False)
-    found["send to user space"] = ability(effect="sends to user space", walked=False)
-    return found
-
-
-def _denies(anatomy: Anatomy, place: Place) -> bool:
-    return anatomy.functions[place[0]].section.removeprefix("?").startswith("fmod_ret")
-
-
-def _returning(facts: Facts, test: Callable[[int], bool]) -> tuple[list[Place], list[Place]]:
-    """Where a value that passes the test is returned surely, and where it may be among others."""
-    return (
-        [place for place, value in facts.returns.items() if _any(value, test)],
-        [place for place, value in facts.returns.items() if any(isinstance(a, str) for a in value)],
-    )
-
-
-def _any(value: Value, test: Callable[[int], bool]) -> bool:
-    return any(isinstance(atom, int) and test(atom) for atom in value)

@@ -22,6 +22,11 @@ _RUNS: Final = {
     "syscall": "when a process asks for it by bpf(2)",
     "lsm": "when the kernel asks its security modules at {place}, and it can deny",
     "sock_ops": "at events of TCP connections of a control group",
+    "lwt_in": "for every packet that comes by a route with this program",
+    "lwt_out": "for every packet that leaves by a route with this program",
+    "lwt_xmit": "for every packet that leaves by a route with this program, right before it is sent",
+    "lwt_seg6local": "for every packet that comes by an IPv6 segment route with this program",
+    "sk_skb": "for the data that comes to sockets of a map",
     "sk_lookup": "when the kernel looks for the socket of a new connection",
     "struct_ops": "as a part of the kernel: it stands in for functions of it",
     "iter": "when a process reads it, for each object of the kernel ({place})",
@@ -49,6 +54,9 @@ _PREFIXES: Final = {
     "tcx/egress": "for every packet that an interface sends, last before the queue",
 }
 
+_ROUTE: Final = {0: "BPF_OK", 2: "BPF_DROP", 7: "BPF_REDIRECT", 128: "BPF_LWT_REROUTE"}
+_ROUTES: Final = ("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local")
+
 RETURNS: Final[Mapping[str, Mapping[int, str]]] = {
     "xdp": {0: "XDP_ABORTED", 1: "XDP_DROP", 2: "XDP_PASS", 3: "XDP_TX", 4: "XDP_REDIRECT"},
     "sched_cls": {
@@ -58,16 +66,24 @@ RETURNS: Final[Mapping[str, Mapping[int, str]]] = {
     "cgroup_skb": {0: "drop", 1: "pass", 2: "drop, and say congestion", 3: "pass, and say congestion"},
     "socket_filter": {0: "drop"},
     "sk_lookup": {0: "drop", 1: "pass"},
+    "sk_skb": {0: "SK_DROP", 1: "SK_PASS"},
+    **dict.fromkeys(_ROUTES, _ROUTE),
 }  # fmt: skip
 """Return values that mean something to the kernel, by program type; a sched_act has those of sched_cls."""
 
+PACKETS: Final = frozenset((*RETURNS, "sched_act"))
+"""Program types that see packets."""
+
 _DROPS: Final = {
     "sched_cls": (2, 4, 5, 8),
-    "sched_act": (2, 4, 5, 8),
+    "sched_act": (1, 2, 4, 5, 8),  # classified anew again and again, it is dropped in the end
     "cgroup_skb": (0, 2),
     "socket_filter": (0,),
     "sk_lookup": (0,),
 }
+# All others drop.
+_KEEPS: Final = {"xdp": (2, 3, 4), "sk_skb": (1,), **dict.fromkeys(_ROUTES, (0, 7, 128))}
+_SENDS: Final = {"xdp": (3, 4), "sched_cls": (7,), "sched_act": (7,), **dict.fromkeys(_ROUTES, (7, 128))}
 
 
 def runs(program: ProgramSpec) -> str:
@@ -90,12 +106,17 @@ def verdict(type_: str, value: int) -> str:
 def drops(type_: str, value: int) -> bool:
     """Whether a packet goes no further after this is returned. An unknown XDP value is taken for XDP_ABORTED."""
     signed = _signed(value)
-    return signed not in (2, 3, 4) if type_ == "xdp" else signed in _DROPS.get(type_, ())
+    return signed not in _KEEPS[type_] if type_ in _KEEPS else signed in _DROPS.get(type_, ())
+
+
+def may_drop(type_: str, value: int) -> bool:
+    """Whether a packet goes no further after this if it was not said, or not rightly, where it is to go."""
+    return sends(type_, value) and RETURNS.get(type_, {}).get(_signed(value)) != "XDP_TX"
 
 
 def sends(type_: str, value: int) -> bool:
     """Whether a packet leaves by an interface after this is returned: the same one (XDP_TX) or another."""
-    return _signed(value) in {"xdp": (3, 4), "sched_cls": (7,), "sched_act": (7,)}.get(type_, ())
+    return _signed(value) in _SENDS.get(type_, ())
 
 
 def _signed(value: int) -> int:

@@ -124,12 +124,26 @@ def source_of(program_id: int) -> str:
 
     Raises PrivilegeError without CAP_SYS_ADMIN.
     """
+    return _source(_btf_id(program_id), {})
+
+
+def btf_of(program_id: int) -> bytes:
+    """The BTF that a program was loaded with, as its loader gave it; nothing for none, and for a program that is gone.
+
+    Raises PrivilegeError without CAP_SYS_ADMIN.
+    """
+    ident = _btf_id(program_id)
+    return _btf(ident) if ident else b""
+
+
+def _btf_id(program_id: int) -> int:
     try:
         fd = syscall.fd_by_id(syscall.PROG_GET_FD_BY_ID, program_id)
     except FileNotFoundError:
-        return ""
+        return 0
     try:
-        return _source(struct.unpack_from("=I", syscall.info(fd, 232), 128)[0], {})
+        ident: int = struct.unpack_from("=I", syscall.info(fd, 232), 128)[0]
+        return ident
     finally:
         os.close(fd)
 

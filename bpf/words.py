@@ -6,27 +6,37 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from mapek.bpf import helpers
+from mapek.bpf.abilities import Ability, Where
 from mapek.bpf.anatomy import Anatomy, Function
-from mapek.bpf.explain import Ability, Explanation, MapUse, Told, Where
+from mapek.bpf.explain import NAMELESS, Explanation, MapUse, Told
 from mapek.bpf.validate import Report
+from mapek.bpf.visible import visible
 
 _WIDTH = 110
 _LEFT = 12
 _MOST_PLACES = 4
 
 
-def text(one: Explanation) -> str:
-    """Every program of an object in plain words, one paragraph each."""
+def text(one: Explanation, *, other_build: bool = False) -> str:
+    """Every program of an object in plain words, one paragraph each.
+
+    Args:
+        other_build: what is loaded, and was asked for, did not come from this object.
+    """
     total = sum(known.bytes for known in one.maps)
     lines = [
         f"{one.path}: {_count(one.programs, 'program')}, {_count(one.maps, 'map')} of {size(total)} when full, "
         f"licence {one.license!r}, {one.byteorder}-endian",
         f"sha256 {one.sha256}",
     ]
+    if other_build:
+        lines.append(
+            "loaded from another build: this is the object on disk, and what is loaded may do otherwise"
+        )
     for program in one.programs:
         lines += ["", f"program {program.name} ({program.type}, section {program.section!r})"]
         lines += [line for label, said in _told(program) for line in _row(label, said)]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def report(one: Report) -> str:
@@ -42,7 +52,7 @@ def report(one: Report) -> str:
     lines.append(
         f"{one.path}: " + (f"refused for {_count(range(refused), 'reason')}" if refused else "valid")
     )
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def size(number: int) -> str:
@@ -63,9 +73,11 @@ def _told(one: Told) -> Iterator[tuple[str, str]]:
         yield "calls", ", ".join(one.functions)
     for returned in one.returns:
         yield "returns", returned.value + _places(returned.where)
+    able: dict[tuple[str, str], list[str]] = {}
     for what, ability in one.can.items():
         if ability.answer != "no":
-            yield ("can" if ability.answer == "yes" else "may"), _able(what, ability)
+            able.setdefault(("can" if ability.answer == "yes" else "may", _means(ability)), []).append(what)
+    yield from ((verb, ", ".join(what) + means) for (verb, means), what in able.items())
     cannot = [what for what, ability in one.can.items() if ability.answer == "no"]
     if cannot:
         yield "cannot", ", ".join(cannot)
@@ -78,18 +90,19 @@ def _told(one: Told) -> Iterator[tuple[str, str]]:
         names = ", ".join(one.replaceable)
         yield "open", f"another program may be put in the place of {names}; what that does is not said here"
     if not one.complete:
-        yield "unsure", "it is too large to be walked to its end: what is not said here is possible too"
+        yield "unsure", "it could not be walked to its end: what is not said here is possible too"
     if one.helpers:
         yield "helpers", ", ".join(one.helpers)
     if one.kfuncs:
-        yield "kernel", f"calls {', '.join(name or 'a function without a name' for name in one.kfuncs)}"
+        names = ", ".join(name or NAMELESS for name in one.kfuncs)
+        yield "kernel", f"calls {names}; what these do is not known here, so nothing is impossible"
     for used in one.maps:
         yield "map", _map(used)
 
 
-def _able(what: str, ability: Ability) -> str:
+def _means(ability: Ability) -> str:
     by = f" by {', '.join(ability.helpers)}" if ability.helpers else ""
-    return what + by + _places(ability.where)
+    return by + _places(ability.where)
 
 
 def _map(one: MapUse) -> str:
@@ -110,9 +123,9 @@ def _places(where: tuple[Where, ...]) -> str:
 
 
 def _row(label: str, said: str) -> list[str]:
-    clean = "".join(letter if letter.isprintable() else "?" for letter in said)
+    # Before it is wrapped, for that would make spaces of a line's end.
     return textwrap.wrap(
-        clean, _WIDTH, initial_indent=f"  {label:<{_LEFT - 2}}", subsequent_indent=" " * _LEFT
+        visible(said), _WIDTH, initial_indent=f"  {label:<{_LEFT - 2}}", subsequent_indent=" " * _LEFT
     )
 
 
@@ -166,8 +179,5 @@ def _node(function: Function, start: int) -> str:
 
 
 def _quoted(*rows: str) -> str:
-    escaped = (
-        "".join(c if c.isprintable() else "?" for c in row).replace("\\", "\\\\").replace('"', '\\"')
-        for row in rows
-    )
+    escaped = (visible(row).replace("\\", "\\\\").replace('"', '\\"') for row in rows)
     return '"' + "\\l".join(escaped) + ("\\l" if len(rows) > 1 else "") + '"'

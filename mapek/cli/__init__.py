@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mapek.cli import bench, bpf, demo, doctor, lab, release, replay, run, version
+from mapek.cli.telling import say as say
 from mapek.errors import ConfigError, MapekError
 
 Command = Callable[[argparse.Namespace], int]
@@ -46,9 +47,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
-
-
-def say(message: object) -> None:
-    """One line on stderr."""
-    line = " | ".join(part.strip() for part in str(message).splitlines() if part.strip())
-    print(f"mapek: {line}", file=sys.stderr, flush=True)

@@ -10,6 +10,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from mapek.cli.telling import tell
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -41,7 +43,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(diagnosis.document(found)))
     else:
-        print("\n".join(diagnosis.lines(found)))
+        tell(*diagnosis.lines(found))
     return 0 if found.well else 1
 
 

@@ -9,6 +9,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from mapek.cli.telling import tell
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -154,7 +156,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     else:
         verb = "found" if arguments.dry_run else "ended"
         for one in found:
-            print(f"{verb} {one.pid}: {one.command}")
+            tell(f"{verb} {one.pid}: {one.command}")
         if not found:
             print("nothing is left of any lab")
     return 1 if left else 0

@@ -9,13 +9,21 @@ import logging
 import sys
 from collections.abc import Collection
 
+from mapek.bpf.visible import visible
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        # A traceback has lines of its own.
+        return "\n".join(map(visible, super().format(record).split("\n")))
+
 
 class Log(logging.StreamHandler):  # type: ignore[type-arg]
     """A handler for the root logger of our own process."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("mapek: %(message)s"))
+        self.setFormatter(_Plain("mapek: %(message)s"))
         self._held: list[logging.LogRecord] | None = []
 
     def emit(self, record: logging.LogRecord) -> None:

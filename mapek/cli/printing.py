@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Final
 
+from mapek.bpf.visible import visible
 from mapek.model import Event, Finding, Incident, Plan, Step, Suspicion, Symptom
 from mapek.tally import stages
 
@@ -146,7 +147,7 @@ def human_line(record: Mapping[str, Json], since_ns: int) -> str:
     """One line for people; the time is in seconds since `since_ns`."""
     time_ns = record.get("time_ns")
     seconds = (time_ns - since_ns) / 1e9 if isinstance(time_ns, int) else 0.0
-    return f"{seconds:12.4f}  {record['type']!s:<10} {_words(record)}".rstrip()
+    return visible(f"{seconds:12.4f}  {record['type']!s:<10} {_words(record)}".rstrip())
 
 
 def _words(record: Mapping[str, Json]) -> str:

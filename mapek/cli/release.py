@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mapek.bpf.bpffs import OURS
+from mapek.cli.telling import tell
 from mapek.errors import AttachError, MapekError, PrivilegeError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _release(arguments: argparse.Namespace) -> int:
         verb = "would remove" if arguments.dry_run else "removed"
         for one in found:
             what = f"the {one.kind}{f' of {one.interface}' if one.interface else ''} ({one.path})"
-            print(f"kept {what}: {one.keep}" if one.keep else f"{verb} {what}")
+            tell(f"kept {what}: {one.keep}" if one.keep else f"{verb} {what}")
         if not found:
             print("no agent left anything running in this network namespace")
     return 1 if any(one.keep for one in found) else 0

@@ -24,6 +24,7 @@ from mapek.bpf.bpffs import OURS
 from mapek.bpf.holders import users
 from mapek.cli.bpf import spaces
 from mapek.cli.release import Left, check_own, release, release_filters
+from mapek.cli.telling import tell
 from mapek.errors import AttachError, MapekError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     else:
         verb = "would remove" if arguments.dry_run else "removed"
         for one in found:
-            print(_line(one, verb, arguments.all))
+            tell(_line(one, verb, arguments.all))
         if not found:
             where = "any network namespace that can be reached" if arguments.all else "this network namespace"
             print(f"no dead agent left anything in {where}")

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mapek.cli.bpf.subject import subject
+from mapek.cli.bpf.subject import subjects
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -23,7 +23,7 @@ def add(parts: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     telling.add_argument("--program", metavar="NAME", default="", help="only this program of it")
     form = telling.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="as one JSON object")
+    form.add_argument("--json", action="store_true", help="as one JSON object a line, one for each object")
     form.add_argument("--dot", action="store_true", help="the flow of control as a picture for Graphviz")
     telling.set_defaults(run=_explain)
 
@@ -33,13 +33,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     from mapek.bpf.anatomy import take_apart
     from mapek.bpf.explain import explain
 
-    spec, program = subject(arguments.object)
-    anatomy = take_apart(spec)
-    found = explain(spec, anatomy, arguments.program or program)
-    if arguments.dot:
-        print(words.dot(anatomy, [one.name for one in found.programs]))
-    elif arguments.json:
-        print(json.dumps(asdict(found)))
-    else:
-        print(words.text(found))
+    told = []
+    for one in subjects(arguments.object, arguments.program):
+        anatomy = take_apart(one.spec)
+        found = explain(one.spec, anatomy, arguments.program or one.program)
+        if arguments.dot:
+            told.append(words.dot(anatomy, [program.name for program in found.programs]))
+        elif arguments.json:
+            told.append(json.dumps({**asdict(found), "other_build": one.other_build}))
+        else:
+            told.append(words.text(found, other_build=one.other_build))
+    print(("\n" if arguments.json or arguments.dot else "\n\n").join(told))
     return 0

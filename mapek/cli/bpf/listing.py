@@ -8,6 +8,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mapek.cli.telling import tell
+
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
@@ -29,7 +31,7 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(one) for one in found]))
     elif found:
-        print("\n".join(_lines(found)))
+        tell(*_lines(found))
     else:
         print("no program of mapek is loaded" if arguments.ours else "no BPF program is loaded")
     return 0

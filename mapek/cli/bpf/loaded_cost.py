@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from mapek.bpf.run_stats import FEWEST, Runs, Size
+from mapek.cli.bpf.subject import is_id
 from mapek.errors import ConfigError, ObjectError
 
 if TYPE_CHECKING:
@@ -65,13 +66,13 @@ def choose(programs: Sequence[Loaded], wanted: Sequence[str], known: Sequence[st
     """
     found: list[Loaded] = []
     for name in wanted:
-        if not name.isdigit() and name not in known:
+        if not is_id(name) and name not in known:
             raise ConfigError(
                 "profile", name[:40], "no sensor with a program of its own", f"take from {', '.join(known)}"
             )
         these = [one for one in programs if _is(one, name)]
         if not these:
-            do = "see mapek bpf list" if name.isdigit() else "start an agent with it, or measure it with --ab"
+            do = "see mapek bpf list" if is_id(name) else "start an agent with it, or measure it with --ab"
             raise ObjectError("profile", name, "it is not loaded now", do)
         found += these
     if not wanted:
@@ -85,7 +86,7 @@ def choose(programs: Sequence[Loaded], wanted: Sequence[str], known: Sequence[st
 
 
 def _is(one: Loaded, name: str) -> bool:
-    if name.isdigit():
+    if is_id(name):
         return one.id == int(name)
     # A sensor may have an object for each of its variants: net_events, net_events_tp.
     return one.object == name or one.object.startswith(f"{name}_")

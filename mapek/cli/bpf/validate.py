@@ -64,7 +64,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.signature and not rules.keys:
         do = "name one with --key, or keys in the file of --rules"
         raise ConfigError("check signature", arguments.signature, "no key is given", do)
-    report = validate(subject(arguments.object)[0], rules, arguments.signature)
+    report = validate(subject(arguments.object), rules, arguments.signature)
     if arguments.btf != "none":
         report = replace(report, findings=(*report.findings, *unresolved(report.anatomy, arguments.btf)))
     if arguments.json:

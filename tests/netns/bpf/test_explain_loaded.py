@@ -25,6 +25,21 @@ def test_ours_by_id(capsys: pytest.CaptureFixture[str]):
     assert [one["name"] for one in told["programs"]] == ["raw_tp_exit"]
 
 
+def test_one_of_another_build(capsys: pytest.CaptureFixture[str]):
+    here = object_path("syscall_latency")
+    line = b"__u64 took = bpf_ktime_get_ns()"
+    raw = here.read_bytes()
+    assert line in raw
+    before = {one.id for one in programs()}
+    for data, other in ((raw, False), (raw.replace(line, line.swapcase()), True)):
+        with load(ObjectSpec.parse(data, "old.o"), programs=["raw_tp_exit"]):
+            (ident,) = {one.id for one in programs() if one.object == "syscall_latency"} - before
+            assert main(["bpf", "explain", str(ident)]) == 0
+            assert ("loaded from another build" in capsys.readouterr().out) is other
+            assert main(["bpf", "explain", str(ident), "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["other_build"] is other
+
+
 def test_a_foreign_one_and_none(capsys: pytest.CaptureFixture[str]):
     code = ctypes.create_string_buffer(
         struct.pack("=BBhi", 0xB7, 0, 0, 2) + struct.pack("=BBhi", 0x95, 0, 0, 0)

@@ -78,6 +78,33 @@ def test_explain_in_words_and_as_json(capsys: pytest.CaptureFixture[str]):
     assert program["can"]["read packets"]["where"][0]["line"] > 0
 
 
+def test_a_sensor_is_all_of_its_objects(capsys: pytest.CaptureFixture[str]):
+    assert main(["bpf", "explain", "net_events", "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(one["path"]).name.partition(".")[0] for one in told] == ["net_events", "net_events_tp"]
+    assert not any(one["other_build"] for one in told)
+    # Only the first of them has it.
+    assert main(["bpf", "explain", "net_events", "--program", "net_receive", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == told[0]["path"]
+    # What is no sensor is the one object of that name, whatever others begin like it.
+    assert main(["bpf", "explain", "empty", "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["explain", "validate"])
+def test_a_sensor_without_a_program(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["bpf", command, "psi"]) == 1
+    assert "this sensor has none in the kernel; see docs/sensors/psi.md" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["²", "٣", "9" * 5000])
+def test_what_looks_like_a_number(given: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["bpf", "explain", given]) == 1
+    assert f"find program {given[:40]}: " in capsys.readouterr().err
+    assert main(["bpf", "profile", given]) == 2
+    assert "no sensor with a program of its own" in capsys.readouterr().err
+
+
 def test_explain_one_program(capsys: pytest.CaptureFixture[str]):
     assert main(["bpf", "explain", "link_watch", "--program", "stamp", "--json"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)["programs"]] == ["stamp"]
