@@ -84,9 +84,16 @@ def parse(data: memoryview, strings: memoryview, byteorder: ByteOrder, on: objec
         # Line 0 is what a compiler says of code that comes from no line.
         lines[section] = Lines(tuple(sorted(row for row in rows if row[3] >> 10)), texts)
     relocations: dict[str, tuple[CoreRelocation, ...]] = {}
+    # Most paths are those of others.
+    paths: dict[int, str] = {}
+
+    def path(access: int) -> str:
+        paths[access] = _name(strings, access, on)
+        return paths[access]
+
     for section, rows in _sections(data, header + relo_off, relo_len, strings, mark, MAX_CORE, on):
         relocations[section] = tuple(
-            CoreRelocation(offset, kind_of, _name(strings, access, on), _kind(kind))
+            CoreRelocation(offset, kind_of, paths.get(access) or path(access), _kind(kind))
             for offset, kind_of, access, kind in rows
         )
     return BtfExt(lines, relocations)
