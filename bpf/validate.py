@@ -147,7 +147,7 @@ def refuse(spec: ObjectSpec, max_entries: Mapping[str, int], without: Collection
     if (error := _verdicts[key]) is not None:
         raise ObjectError(error.tried, spec.path, error.why, error.do)
     # Not at the top: it brings numpy, and `mapek bpf validate` makes no maps.
-    from mapek.bpf.maps import possible_cpus
+    from mapek.bpf.cpus import possible_cpus
 
     for found in check_maps(spec, replace(rules, cpus=possible_cpus()), max_entries, without):
         raise ObjectError("load", spec.path, found.why, found.do)
