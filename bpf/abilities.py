@@ -24,6 +24,12 @@ _PRINTS: Final = frozenset(
 # A flag says which stack; probe_read reads what the address means on this machine.
 _EITHER: Final = _PRINTS | frozenset("get_stack get_stackid get_task_stack probe_read probe_read_str".split())
 
+# They put headers in front of it, or other addresses into it.
+_ENCAPSULATES: Final = frozenset("lwt_push_encap lwt_seg6_action redirect_neigh".split())
+# What is put into one of these is a socket, which then works in another way. What nests shows not what is in it.
+_HOLD_SOCKETS: Final = ("sockmap", "sockhash", "array_of_maps", "hash_of_maps")
+_UPDATES: Final = frozenset("map_update_elem map_delete_elem".split())
+
 
 @dataclass(frozen=True, slots=True)
 class Where:
@@ -86,7 +92,9 @@ def abilities(
             *_returning(facts, lambda value: hooks.sends(type_, value)), "redirects packets"
         )
         found["read packets"] = ability(facts.packet_reads, facts.unknown_reads | facts.unknown_given)
-        found["change packets"] = ability(facts.packet_writes, facts.unknown_writes, "changes packets")
+        found["change packets"] = ability(
+            facts.packet_writes, facts.unknown_writes, "changes packets", _ENCAPSULATES
+        )
         found["change what the kernel knows of a packet"] = ability(
             facts.context_writes, facts.unknown_writes
         )
@@ -107,7 +115,8 @@ def abilities(
     found["kill or signal processes"] = ability(effect="kills processes", walked=False)
     found["make kernel functions fail"] = ability(effect="makes kernel functions fail", walked=False)
     sockets = () if type_ in hooks.PACKETS else (*facts.context_writes, *facts.unknown_writes)
-    found["change sockets"] = ability((), sockets, "changes sockets")
+    holds = any(one.type in _HOLD_SOCKETS for one in anatomy.spec.maps.values())
+    found["change sockets"] = ability((), sockets, "changes sockets", _UPDATES if holds else frozenset())
     found["make BPF system calls"] = ability(effect="makes BPF system calls", walked=False)
     found["send to user space"] = ability(effect="sends to user space", walked=False)
     return found
