@@ -17,12 +17,15 @@ from mapek.bpf.spec import ProgramSpec
 
 Answer = Literal["yes", "maybe", "no"]
 
-# %s, %pks and %pus follow pointers into the kernel and into the process; formats are not looked at.
-_PRINTS: Final = frozenset(
-    "snprintf snprintf_btf trace_printk trace_vprintk seq_printf seq_printf_btf".split()
-)
-# A flag says which stack; probe_read reads what the address means on this machine.
-_EITHER: Final = _PRINTS | frozenset("get_stack get_stackid get_task_stack probe_read probe_read_str".split())
+# A flag says which stack. Of those that read either, the address or the format decides, and is not looked at.
+_EITHER: Final = helpers.READ_EITHER | frozenset("get_stack get_stackid get_task_stack".split())
+_PRINTS_RECORDS: Final = frozenset("snprintf_btf seq_printf_btf".split())
+
+# They put headers in front of it, or other addresses into it.
+_ENCAPSULATES: Final = frozenset("lwt_push_encap lwt_seg6_action redirect_neigh".split())
+# What is put into one of these is a socket, which then works in another way. What nests shows not what is in it.
+_HOLD_SOCKETS: Final = ("sockmap", "sockhash", "array_of_maps", "hash_of_maps")
+_UPDATES: Final = frozenset("map_update_elem map_delete_elem".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ def abilities(
         *,
         walked: bool = True,
     ) -> Ability:
-        used = tuple(sorted(helpers.EFFECTS[effect] & named.keys())) if effect else ()
+        used = tuple(sorted((helpers.EFFECTS[effect] - may) & named.keys())) if effect else ()
         places = {*sure, *(place for name in used for place in named[name])}
         if places:
             return Ability("yes", where(anatomy, places), used)
@@ -86,7 +89,9 @@ def abilities(
             *_returning(facts, lambda value: hooks.sends(type_, value)), "redirects packets"
         )
         found["read packets"] = ability(facts.packet_reads, facts.unknown_reads | facts.unknown_given)
-        found["change packets"] = ability(facts.packet_writes, facts.unknown_writes, "changes packets")
+        found["change packets"] = ability(
+            facts.packet_writes, facts.unknown_writes, "changes packets", _ENCAPSULATES
+        )
         found["change what the kernel knows of a packet"] = ability(
             facts.context_writes, facts.unknown_writes
         )
@@ -97,7 +102,7 @@ def abilities(
         found["deny what a process asks for"] = ability(
             *_returning(facts, lambda value: bool(value & 0xFFFFFFFF) == bool(denies))
         )
-    found["read user memory"] = ability((), (), "reads user memory", _EITHER, walked=False)
+    found["read user memory"] = ability((), (), "reads user memory", _EITHER | _PRINTS_RECORDS, walked=False)
     found["read kernel memory"] = ability(
         facts.kernel_reads, facts.unknown_reads, "reads kernel memory", _EITHER
     )
@@ -107,7 +112,8 @@ def abilities(
     found["kill or signal processes"] = ability(effect="kills processes", walked=False)
     found["make kernel functions fail"] = ability(effect="makes kernel functions fail", walked=False)
     sockets = () if type_ in hooks.PACKETS else (*facts.context_writes, *facts.unknown_writes)
-    found["change sockets"] = ability((), sockets, "changes sockets")
+    holds = any(one.type in _HOLD_SOCKETS for one in anatomy.spec.maps.values())
+    found["change sockets"] = ability((), sockets, "changes sockets", _UPDATES if holds else frozenset())
     found["make BPF system calls"] = ability(effect="makes BPF system calls", walked=False)
     found["send to user space"] = ability(effect="sends to user space", walked=False)
     return found

@@ -107,6 +107,7 @@ def explain(spec: ObjectSpec, anatomy: Anatomy | None = None, program: str = "")
         raise ObjectError("explain", spec.path, why, f"it has {', '.join(spec.programs) or 'none'}")
     wanted = [one for one in spec.programs.values() if program in ("", one.name)]
     parts, budget = MOST_PARTS, Budget()
+    order = {name: place for place, name in enumerate(spec.maps)}
     reached: dict[str, list[Function]] = {}
     for one in wanted:
         reached[one.name], parts = _reach(anatomy, one.name, parts)
@@ -118,7 +119,7 @@ def explain(spec: ObjectSpec, anatomy: Anatomy | None = None, program: str = "")
         hashlib.sha256(spec.raw).hexdigest(),
         spec.license,
         spec.byteorder,
-        tuple(_program(one, anatomy, reached[one.name], budget) for one in wanted),
+        tuple(_program(one, anatomy, reached[one.name], order, budget) for one in wanted),
         tuple(_map(one) for one in spec.maps.values()),
     )
 
@@ -136,7 +137,13 @@ def _reach(anatomy: Anatomy, program: str, parts: int) -> tuple[list[Function], 
     return list(found.values()), parts
 
 
-def _program(spec: ProgramSpec, anatomy: Anatomy, functions: Sequence[Function], budget: Budget) -> Told:
+def _program(
+    spec: ProgramSpec,
+    anatomy: Anatomy,
+    functions: Sequence[Function],
+    order: Mapping[str, int],
+    budget: Budget,
+) -> Told:
     facts = follow(anatomy, spec.name, budget)
     named: dict[str, list[Place]] = {}
     strange: dict[str, list[Place]] = {}
@@ -164,7 +171,10 @@ def _program(spec: ProgramSpec, anatomy: Anatomy, functions: Sequence[Function],
         tuple(one.name for one in functions[1:]),
         tuple(sorted({helpers.name(number) for one in functions for _, number in one.helpers()})),
         tuple(sorted({name for one in functions for _, name in one.kfuncs()})),
-        tuple(_map(maps[name], facts.maps.get(name, ())) for name in sorted(mentioned & maps.keys())),
+        tuple(
+            _map(maps[name], facts.maps.get(name, ()))
+            for name in sorted(mentioned & order.keys(), key=order.__getitem__)
+        ),
         _returns(spec.type, facts, strange, anatomy),
         abilities(spec, anatomy, facts, named, strange),
         tuple(sorted({name or "a map that it does not name" for name in facts.hands_on.values()})),

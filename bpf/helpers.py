@@ -72,7 +72,9 @@ LAST: Final = (
 
 # An address that these are given may be of a process or of the kernel: the old ones look at it, a format says %pks
 # or %pus.
-_READ_EITHER: Final = "probe_read probe_read_str snprintf trace_printk trace_vprintk seq_printf"
+READ_EITHER: Final = frozenset(
+    "probe_read probe_read_str snprintf trace_printk trace_vprintk seq_printf".split()
+)
 
 EFFECTS: Final = {
     "redirects packets": frozenset(
@@ -96,16 +98,16 @@ EFFECTS: Final = {
             "sysctl_set_new_value set_retval"
         ).split()
     ),
-    "reads user memory": frozenset(
-        ("probe_read_user probe_read_user_str copy_from_user copy_from_user_task " + _READ_EITHER).split()
-    ),
+    "reads user memory": READ_EITHER
+    | frozenset("probe_read_user probe_read_user_str copy_from_user copy_from_user_task".split()),
     # Besides those that copy: those that give a pointer to a record of the kernel, from which loads go on to others.
-    "reads kernel memory": frozenset(
+    "reads kernel memory": READ_EITHER
+    | frozenset(
         (
             "probe_read_kernel probe_read_kernel_str get_current_task get_current_task_btf task_pt_regs d_path "
             "kallsyms_lookup_name snprintf_btf seq_printf_btf per_cpu_ptr this_cpu_ptr sock_from_file find_vma "
             "skc_to_tcp6_sock skc_to_tcp_sock skc_to_tcp_timewait_sock skc_to_tcp_request_sock skc_to_udp6_sock "
-            "skc_to_unix_sock skc_to_mptcp_sock " + _READ_EITHER
+            "skc_to_unix_sock skc_to_mptcp_sock"
         ).split()
     ),
     "writes user memory": frozenset(("probe_write_user").split()),

@@ -17,9 +17,8 @@ pytestmark = pytest.mark.netns
 
 
 def test_ours_by_id(capsys: pytest.CaptureFixture[str]):
-    before = {one.id for one in programs()}
-    with load(ObjectSpec.read(object_path("syscall_latency")), programs=["raw_tp_exit"]):
-        (ident,) = {one.id for one in programs() if one.object == "syscall_latency"} - before
+    with load(ObjectSpec.read(object_path("syscall_latency")), programs=["raw_tp_exit"]) as loaded:
+        ident = loaded.programs["raw_tp_exit"].id
         assert main(["bpf", "explain", str(ident), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in told["programs"]] == ["raw_tp_exit"]
@@ -30,10 +29,9 @@ def test_one_of_another_build(capsys: pytest.CaptureFixture[str]):
     line = b"__u64 took = bpf_ktime_get_ns()"
     raw = here.read_bytes()
     assert line in raw
-    before = {one.id for one in programs()}
     for data, other in ((raw, False), (raw.replace(line, line.swapcase()), True)):
-        with load(ObjectSpec.parse(data, "old.o"), programs=["raw_tp_exit"]):
-            (ident,) = {one.id for one in programs() if one.object == "syscall_latency"} - before
+        with load(ObjectSpec.parse(data, "old.o"), programs=["raw_tp_exit"]) as loaded:
+            ident = loaded.programs["raw_tp_exit"].id
             assert main(["bpf", "explain", str(ident)]) == 0
             assert ("loaded from another build" in capsys.readouterr().out) is other
             assert main(["bpf", "explain", str(ident), "--json"]) == 0

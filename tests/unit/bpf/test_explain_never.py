@@ -204,6 +204,9 @@ ANSWERS = [
     ((mov(0, 1), EXIT), "lsm", "lsm_cgroup/socket_bind", DENY, "no"),
     ((mov(0, 0), EXIT), "tracing", "fmod_ret/bpf_modify_return_test", DENY, "no"),
     ((mov(0, -1), EXIT), "tracing", "fmod_ret/bpf_modify_return_test", DENY, "yes"),
+    ((helper("lwt_push_encap"), mov(0, 0), EXIT), "lwt_in", "", CHANGE, "maybe"),
+    ((helper("redirect_neigh"), EXIT), "sched_cls", "", CHANGE, "maybe"),
+    ((helper("redirect"), EXIT), "sched_cls", "", CHANGE, "no"),
     (STORES, "cgroup_sock", "", SOCKETS, "maybe"),
     ((load(1, 1, 0, 0x79), *STORES), "struct_ops", "struct_ops/init", SOCKETS, "maybe"),
     (STORES, "kprobe", "", "write user memory", "maybe"),
@@ -213,6 +216,14 @@ ANSWERS = [
 @pytest.mark.parametrize(("rows", "type_", "section", "what", "answer"), ANSWERS)
 def test_what_a_program_is_asked(rows: tuple[Row, ...], type_: str, section: str, what: str, answer: str):
     assert answers(told(rows, type_, section=section))[what] == answer
+
+
+@pytest.mark.parametrize(("kind", "answer"), [("sockmap", "maybe"), ("hash", "no")])
+def test_what_is_put_into_a_map_of_sockets(kind: str, answer: str):
+    found = told(
+        (helper("map_update_elem"), mov(0, 2), EXIT), "xdp", maps={"m": MapSpec("m", kind, 4, 8, 1, 0)}
+    )
+    assert answers(found)[SOCKETS] == answer
 
 
 @pytest.mark.parametrize("name", ["probe_read", "probe_read_str"])
