@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mapek.bpf import syscall
 from mapek.model import Event
 from mapek.sensors.links import Links
 from mapek.sensors.net_events import NetEvents
@@ -257,6 +259,7 @@ WITHOUT_BTF = """
 import asyncio, json, socket, sys
 from contextlib import suppress
 sys.path.insert(0, {root!r})
+from mapek.bpf import syscall
 from mapek.model import Event
 from mapek.sensors.links import Links
 from mapek.sensors.net_events import NetEvents
@@ -318,6 +321,29 @@ def test_without_btf(tmp_path: Path):
 @pytest.mark.host
 async def test_keeps_the_contract(home: Space):
     await check_touchpoint(lambda: NetEvents({"packets": True}))
+
+
+@with_btf
+@pytest.mark.host
+async def test_what_the_kernel_skipped_is_said(home: Space, monkeypatch):
+    """It skips a program that interrupts itself, and tells of each program how often."""
+    info = syscall.info
+
+    def told(fd: int, size: int) -> bytearray:
+        data = info(fd, size)
+        if syscall.kind(fd) == "prog":
+            struct.pack_into("=Q", data, 208, 3)  # recursion_misses
+        return data
+
+    node, sensor = Node(topology()), NetEvents({})
+    try:
+        await sensor.open(node.surroundings)
+        assert sensor.status().counts["recursions"] == 0
+        monkeypatch.setattr(syscall, "info", told)
+        assert sensor.status().counts["recursions"] == 3 * 5
+    finally:
+        monkeypatch.undo()
+        await node.close(sensor)
 
 
 @with_btf
