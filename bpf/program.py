@@ -44,6 +44,12 @@ class Program:
         """Ids of the maps this program uses."""
         return list(syscall.map_ids(self.fd))
 
+    @property
+    def recursion_misses(self) -> int:
+        """How often the kernel skipped it, a tracing program, rather than let it interrupt itself on one CPU: since
+        5.12, raw tracepoints since 6.1. A system call."""
+        return int(struct.unpack_from("=Q", syscall.info(self.fd, 232), 208)[0])
+
     def test_run(self, data: bytes = b"", repeat: int = 1, ctx: bytes | None = None) -> TestRun:
         """Run the program `repeat` times on a packet (with a context struct, where the type takes one),
         without a network.

@@ -20,6 +20,7 @@ from mapek.bpf.xdp import Mode
 from mapek.contracts import Variant
 from mapek.errors import AttachError, FeatureError, MapekError
 from mapek.model import Entity
+from mapek.sensors.hardware import link_header
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.variants import choose
 
@@ -57,12 +58,16 @@ async def choose_mode(sensor: str, variants: Sequence[Variant], mode: str) -> tu
 
 @dataclass(frozen=True, slots=True)
 class IngressProgram:
-    """The programs of one object for one place: `xdp` for `slot` of the chain, `tc` for a tc hook ("": none)."""
+    """The programs of one object for one place: `xdp` for `slot` of the chain, `tc` for a tc hook ("": none).
+
+    `bare`: they have the constant `link_header`, and read packets without an Ethernet header too.
+    """
 
     spec: ObjectSpec
     slot: str
     xdp: str
     tc: str = ""
+    bare: bool = False
 
 
 @dataclass(slots=True)
@@ -218,6 +223,12 @@ async def _join(
     max_entries: Mapping[str, int],
     kept: Kept | None,
 ) -> Ingress:
+    header = await link_header(link, f"attach {program.slot} to")
+    if program.bare:
+        rodata = {**rodata, "link_header": header}
+    elif not header:
+        do = "leave it out: this sensor reads Ethernet frames only"
+        raise AttachError(f"attach {program.slot} to", link.name, "its packets have no Ethernet header", do)
     why = ""
     place = "ingress" if kept is None or kept.is_of_interface else link.name
     if mode != "tc":

@@ -34,6 +34,8 @@ from mapek.clock import wall_ns
 from mapek.contracts import Surroundings, Variant
 from mapek.errors import AttachError, DegradedError, FeatureError
 from mapek.knowledge.topology import Address, Path, Peer
+from mapek.model import Entity
+from mapek.sensors.hardware import ETHERNET_HEADER, link_header
 from mapek.sensors.hooks import Hooks
 from mapek.sensors.ingress import NEEDS, tc_may_do
 from mapek.sensors.keeper import keeper
@@ -104,7 +106,7 @@ class Kernel:
         """Peer by index of the routed paths, which lie behind the watched ones."""
         self._spec: ObjectSpec | None = None
         self._base: LoadedObject | None = None
-        self._tc: LoadedObject | None = None
+        self._further: dict[tuple[str, int], LoadedObject] = {}
         self._tc_lock = asyncio.Lock()
         self._ring: RingBuffer | None = None
         self._table: PathTable | None = None
@@ -215,6 +217,7 @@ class Kernel:
         assert self._spec is not None
         assert self._base is not None
         reuse: dict[str, Map | int] = {name: self._base.maps[name] for name in _SHARED}
+        header = await link_header(Entity("link", one.interface, one.ifindex), "watch")
         modes: tuple[Mode, ...] = {"auto": ("native",), "native": ("native",), "generic": ("generic",)}.get(
             self._mode, ()
         )  # type: ignore[assignment]
@@ -226,7 +229,7 @@ class Kernel:
                     self._spec,
                     "link_watch",
                     mode=mode,
-                    rodata=self._rodata,
+                    rodata={**self._rodata, "link_header": header},
                     reuse=reuse,
                 )
             except (AttachError, FeatureError) as error:
@@ -234,19 +237,24 @@ class Kernel:
                     raise
                 one.why = str(error)
         if one.reflector is None:
-            one.ingress = await attach_tc_async(await self._tc_program(reuse), one.ifindex, "ingress")
-        stamp = self._base.programs["stamp" if self.timers else "stamp_untimed"]
+            program = await self._program("link_watch_tc", header, reuse)
+            one.ingress = await attach_tc_async(program, one.ifindex, "ingress")
+        stamp = await self._program("stamp" if self.timers else "stamp_untimed", header, reuse)
         one.egress = await attach_tc_async(stamp, one.ifindex, "egress")
 
-    async def _tc_program(self, reuse: Mapping[str, Map | int]) -> Program:
-        """Loaded for the first interface that has no XDP: the verifier takes 10 ms for it."""
+    async def _program(self, name: str, header: int, reuse: Mapping[str, Map | int]) -> Program:
+        """A tc program; what few need is loaded for the first interface that does: the verifier takes 10 ms for it."""
         assert self._spec is not None
+        assert self._base is not None
+        if name in self._base.programs and header == ETHERNET_HEADER:
+            return self._base.programs[name]
         async with self._tc_lock:
-            if self._tc is None:
-                self._tc = await load_async(
-                    self._spec, programs={"link_watch_tc"}, rodata=self._rodata, reuse=reuse
+            if (name, header) not in self._further:
+                rodata = {**self._rodata, "link_header": header}
+                self._further[name, header] = await load_async(
+                    self._spec, programs={name}, rodata=rodata, reuse=reuse
                 )
-        return self._tc.programs["link_watch_tc"]
+        return self._further[name, header].programs[name]
 
     def pin_dir(self, ifindex: int) -> FilePath | None:
         """Where the chain of an interface is pinned: by network namespace, since names repeat in them."""
@@ -310,10 +318,11 @@ class Kernel:
         if self._ring is not None:
             self._ring.close()
             self._ring = None
-        for loaded in (self._base, self._tc):
+        for loaded in (self._base, *self._further.values()):
             if loaded is not None:
                 loaded.close()
-        self._base = self._tc = self._table = None
+        self._further.clear()
+        self._base = self._table = None
 
 
 def _prepare(timer: str) -> tuple[ObjectSpec, Choice]:

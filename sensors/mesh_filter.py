@@ -146,7 +146,7 @@ class MeshFilter(Touchpoint):
         self._how, self._lesser = await choose_mode(self.name, self.variants, self._mode)
         self._port = surroundings.shared(ProbePort).ask(self.name) if self._spare_probes else 0
         spec = await in_thread(lambda: ObjectSpec.read(object_path("mesh_filter")))
-        self._program = IngressProgram(spec, SLOT, "mesh_filter", "mesh_filter_tc")
+        self._program = IngressProgram(spec, SLOT, "mesh_filter", "mesh_filter_tc", bare=True)
         registry = surroundings.shared(Identities)
         self._keeper = keeper(surroundings)
         beside = {"names": ("hash", 4, LONGEST_NAME, self._sizes[0] + 1)}

@@ -20,7 +20,7 @@ from mapek.model import Entity, Event, Frame, Metric, Schema
 from mapek.sensors.keeper import Keeper, keeper
 from mapek.sensors.links import Links
 from mapek.sensors.net_events_kernel import OTHER, Running, start_btf, start_tracepoint, tracepoints_lack
-from mapek.sensors.net_events_layout import FAMILIES, LOSSES, TCP_EVENTS, TRAFFIC, sample
+from mapek.sensors.net_events_layout import FAMILIES, TCP_EVENTS, TRAFFIC, sample
 from mapek.sensors.net_events_names import UNSPECIFIED
 from mapek.sensors.net_events_traffic import Traffic
 from mapek.sensors.variants import Choice, choose
@@ -91,6 +91,7 @@ class NetEvents(Touchpoint):
         "unsampled": "Events that were counted and not told one by one.",
         "map_full": "Packets of interfaces that found no room in the map.",
         "unattributed": "Drops whose network namespace could not be told.",
+        "recursions": "Times the kernel skipped a program.",
     }
     variants: ClassVar[tuple[Variant, ...]] = (
         Variant(
@@ -216,7 +217,4 @@ class NetEvents(Touchpoint):
         degraded = (*(self._choice.degraded() if self._choice else ()), *running.missing)
         if running.kept is not None and running.kept.trouble:
             degraded = (*degraded, running.kept.trouble)
-        losses = np.einsum("cl->l", running.counts["losses"]).tolist()
-        return Status(
-            bool(running.where), dict(running.where), degraded, dict(zip(LOSSES, losses, strict=True))
-        )
+        return Status(bool(running.where), dict(running.where), degraded, running.lost())

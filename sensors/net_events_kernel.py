@@ -25,8 +25,16 @@ from mapek.bpf import (
 from mapek.bpf.cpus import cpu_slots, possible_cpus
 from mapek.bpf.keep import Kept
 from mapek.bpf.xdp import Link, open_link
-from mapek.errors import FeatureError
-from mapek.sensors.net_events_layout import COUNTS, OTHER_REASON, REASONS, TCP_EVENTS, TRAFFIC, tcp_format
+from mapek.errors import FeatureError, PinError
+from mapek.sensors.net_events_layout import (
+    COUNTS,
+    LOSSES,
+    OTHER_REASON,
+    REASONS,
+    TCP_EVENTS,
+    TRAFFIC,
+    tcp_format,
+)
 from mapek.sensors.net_events_names import UNSPECIFIED, fields, reasons_of_btf, reasons_of_format
 
 OTHER: Final = "other"
@@ -58,6 +66,12 @@ class Running:
     missing: list[str]
     ring: RingBuffer | None = None
     kept: Kept | None = None
+
+    def lost(self) -> dict[str, int]:
+        """Events that were seen but not counted or not told, by why."""
+        losses = np.einsum("cl->l", self.counts["losses"]).tolist()
+        recursions = sum(one.recursion_misses for one in self.loaded.programs.values())
+        return {**dict(zip(LOSSES, losses, strict=True)), "recursions": recursions}
 
     def close(self) -> None:
         """Detach, but for what is kept, and close; blocks for milliseconds, but for the ring, which is the event
@@ -122,7 +136,7 @@ def start_btf(
             if program in _PACKETS:
                 place = loaded.spec.programs[program].section.partition("/")[2]
                 attach = partial(tracing.attach_btf_tracepoint, loaded.programs[program])
-                running.attached.append(_link(kept, place, attach))
+                running.attached.append(_link(running, place, program, attach))
                 running.where[place] = "tp_btf"
                 continue
             _attach(running, program, "raw_tp")
@@ -206,12 +220,22 @@ def _begin(loaded: LoadedObject, names: Mapping[int, str]) -> Running:
     return Running(loaded, [], counts, reasons, columns, {**names, 0: UNSPECIFIED}, None, {}, [])
 
 
-def _link(kept: Kept | None, name: str, attach: Callable[[], Link]) -> Link:
+def _link(running: Running, name: str, program: str, attach: Callable[[], Link]) -> Link:
     """The link that an agent before us left, if its program is what ours would be; else ours."""
+    kept, programs = running.kept, running.loaded.programs
     if kept is None:
         return attach()
     found = kept.link(name, open_link, lambda _: True) if kept.unchanged else None
-    return found or kept.attach(name, attach)
+    if found is None:
+        made = kept.attach(name, attach)
+        kept.hold_program(program, programs[program])
+        return made
+    with contextlib.suppress(PinError):
+        # The one that runs knows what it missed.
+        theirs = kept.program(program)
+        programs[program].close()
+        programs[program] = theirs
+    return found
 
 
 def _attach(running: Running, program: str, way: str) -> None:
@@ -219,7 +243,7 @@ def _attach(running: Running, program: str, way: str) -> None:
     try:
         if way == "raw_tp":
             attach = partial(tracing.attach_raw_tracepoint, running.loaded.programs[program], event)
-            one: tracing.Attachment = _link(running.kept, event, attach)
+            one: tracing.Attachment = _link(running, event, program, attach)
         else:
             one = tracing.attach_tracepoint(running.loaded.programs[program], category, event)
     except FeatureError as error:

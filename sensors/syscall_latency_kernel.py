@@ -21,7 +21,6 @@ import numpy.typing as npt
 from mapek.bpf import LoadedObject, Map, ObjectSpec, PerCpuArrayMap, load, object_path
 from mapek.bpf.keep import Kept
 from mapek.bpf.program import Program
-from mapek.bpf.syscall import info
 from mapek.bpf.tracing import Attachment, attach_btf_tracepoint, attach_kprobe, attach_raw_tracepoint
 from mapek.bpf.xdp import Link, open_link
 from mapek.contracts import Variant
@@ -64,7 +63,6 @@ _STARTED: Final = ("started_slots", "started_tasks")
 _U32: Final = struct.Struct("=I")
 # PROC_PID_INIT_INO, part of the kernel's ABI.
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
-_RECURSION_MISSES: Final = 208
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +94,10 @@ class Running:
     def lost(self) -> dict[str, int]:
         """Calls that were seen but not counted, by why."""
         counts = self.losses.summed()[1].ravel()
-        misses = 0
-        for program in self.programs:
-            data = info(program.fd, _RECURSION_MISSES + 8)
-            misses += struct.unpack_from("=Q", data, _RECURSION_MISSES)[0]
         return {
             "collisions": int(counts[COLLISIONS]),
             "missed": int(counts[MISSED]),
-            "recursions": misses,
+            "recursions": sum(program.recursion_misses for program in self.programs),
         }
 
     def forget(self, process: int) -> None:

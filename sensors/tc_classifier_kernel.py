@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import socket
-import struct
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -18,15 +15,13 @@ from mapek.bpf.keep import Kept
 from mapek.bpf.maps import BPF_F_MMAPABLE
 from mapek.bpf.tc import Direction, TcLink, Way
 from mapek.bpf.worker import in_thread
-from mapek.errors import AttachError, ObjectError
+from mapek.errors import ObjectError
 from mapek.model import Entity
+from mapek.sensors.hardware import link_header
 from mapek.sensors.ingress import attach_tc_to, detach_all
 from mapek.sensors.tc_classifier_table import COUNTERS_BYTES, DIRECTIONS, FIELDS, SLOTS, TABLE, Record
 
 _PROGRAMS: Final[dict[Direction, str]] = {"ingress": "tc_class_in", "egress": "tc_class_out"}
-_ETHERNET: Final = (1, 772)
-"""ARPHRD_ETHER and ARPHRD_LOOPBACK: interfaces whose packets begin with an Ethernet header."""
-_SIOCGIFHWADDR: Final = 0x8927
 _KEY: Final = Struct("=I")
 
 Counts = npt.NDArray[np.uint64]
@@ -91,7 +86,7 @@ async def count_on(
 async def _count_on(
     link: Entity, shared: LoadedObject, way: Way, former: Counting | None, kept: Kept | None
 ) -> Counting:
-    ethernet = await in_thread(lambda: hardware(link) in _ETHERNET)
+    header = await link_header(link, "classify on")
     reuse: dict[str, Map | int] = {"table": shared.maps["table"]}
     if former is not None:
         reuse["counters"] = former.loaded.maps["counters"]
@@ -101,7 +96,7 @@ async def _count_on(
     loaded = await load_async(
         shared.spec,
         programs=_PROGRAMS.values(),
-        rodata={"link_header": 14 if ethernet else 0},
+        rodata={"link_header": header},
         reuse=reuse,
         max_entries={} if "counters" in reuse else {"counters": cpus},
     )
@@ -133,19 +128,3 @@ def exchange(outer: Map, table: Record) -> None:
         assert isinstance(inner, ArrayMap)
         inner.view(TABLE)[:] = table
         outer.update(_KEY.pack(0), _KEY.pack(inner.fd))
-
-
-def hardware(link: Entity) -> int:
-    """ARPHRD_* of an interface. Blocks: the kernel may look for a module of that name, and waits for rtnl.
-
-    Raises AttachError when the name is not, or no longer, that of its ifindex: the kernel answers by name only.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, struct.pack("16s24x", link.name.encode()))
-            if socket.if_nametoindex(link.name) != link.generation:
-                raise OSError("another interface has this name now")
-        except OSError as error:
-            why, do = error.strerror or str(error), "it is tried again when an interface has this name"
-            raise AttachError("classify on", link.name, why, do) from error
-    return int(struct.unpack_from("=H", answer, 16)[0])

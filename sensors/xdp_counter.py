@@ -128,7 +128,7 @@ class XdpCounter(Touchpoint):
         self._keeper = keeper(surroundings)
         await in_thread(lambda: choose(self.name, self.variants))
         spec = await in_thread(lambda: ObjectSpec.read(object_path("xdp_counter")))
-        self._program = IngressProgram(spec, SLOT, "xdp_counter")
+        self._program = IngressProgram(spec, SLOT, "xdp_counter", bare=True)
         await self._interfaces.open(surroundings, self._names)
 
     async def _attach(self, link: Entity, former: _Counting | None) -> _Counting:

@@ -146,11 +146,13 @@ int link_watch(struct xdp_md *ctx)
 SEC("tc")
 int link_watch_tc(struct __sk_buff *skb)
 {
-	const __u32 most = V6_UDP + PROBE_UDP_LEN;
+	const __u32 most = sizeof(struct ethhdr) + V6_UDP + PROBE_UDP_LEN;
 	__u32 wanted = skb->len < most ? skb->len : most;
 
 	/* what hardware or the stack has taken off stands beside the packet */
-	if (skb->vlan_present || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)))
+	if (skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	if (link_header && skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return TC_ACT_UNSPEC;
 	/* some drivers leave only the Ethernet header in the linear part */
 	if (skb->data_end - skb->data < wanted && bpf_skb_pull_data(skb, wanted))
@@ -165,7 +167,7 @@ int link_watch_tc(struct __sk_buff *skb)
 	if (verdict == CONSUMED)
 		return TC_ACT_SHOT;
 	struct udphdr *udp = udp_of(data, end, &found, verdict == REPLY ? PROBE_UDP_LEN : BASE_UDP_LEN);
-	__u32 offset = udp_offset(&found) + sizeof(*udp);
+	__u32 udp_at = link_header + udp_offset(&found), offset = udp_at + sizeof(*udp);
 	__s64 diff;
 
 	if (!udp)
@@ -180,7 +182,7 @@ int link_watch_tc(struct __sk_buff *skb)
 		diff = bpf_csum_diff(old.words, STAMP_BASE, payload.words, STAMP_BASE, 0);
 		bpf_skb_store_bytes(skb, offset, &payload, STAMP_BASE, 0);
 	}
-	bpf_l4_csum_replace(skb, udp_offset(&found) + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
+	bpf_l4_csum_replace(skb, udp_at + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
 	return bpf_redirect(skb->ifindex, 0);
 }
 

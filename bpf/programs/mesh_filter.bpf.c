@@ -101,6 +101,8 @@ static __always_inline __u32 by_mac(const struct mesh_source *found)
 	struct mac key = {};
 	__u32 *identity;
 
+	if (!link_header)
+		return IDENTITY_UNKNOWN;
 	__builtin_memcpy(key.address, found->mac, 6);
 	identity = bpf_map_lookup_elem(&macs, &key);
 	return identity ? *identity : IDENTITY_UNKNOWN;

@@ -9,6 +9,7 @@
 #include <linux/icmpv6.h>
 #include <linux/udp.h>
 #include "batadv_wire.h"
+#include "link_header.h"
 #include "packet.h"
 
 #define ND_NEIGHBOUR_SOLICIT 135
@@ -107,7 +108,25 @@ static __always_inline enum form enter_batadv(void **at, void *end)
 	return FORM_UNDECODED;
 }
 
-/* The innermost source of the frame in [at, end). `port` is that of probes, 0 for none. */
+static __always_inline enum form source_of(__u16 proto, void *at, void *end, __u16 port, struct mesh_source *found)
+{
+	switch (proto) {
+	case ETH_P_IP:
+		return source_of_ipv4(at, end, port, found);
+	case ETH_P_IPV6:
+		return source_of_ipv6(at, end, port, found);
+	case ETH_P_ARP:
+	case ETH_P_PAE:
+	case ETH_P_LLDP:
+		return FORM_VITAL;
+	}
+	return FORM_DATA;
+}
+
+/*
+ * The innermost source of the frame in [at, end). `port` is that of probes, 0 for none. Without an Ethernet header there
+ * is neither a MAC nor anything that the link itself needs.
+ */
 static __always_inline enum form mesh_source(void *at, void *end, __u16 port, struct mesh_source *found)
 {
 	struct ethhdr *eth = at;
@@ -115,6 +134,8 @@ static __always_inline enum form mesh_source(void *at, void *end, __u16 port, st
 	__u32 tags;
 	__u16 proto;
 
+	if (!link_header)
+		return source_of(bare_protocol(at, end), at, end, port, found);
 	if ((void *)(eth + 1) > end)
 		return FORM_UNDECODED;
 	proto = parse_ethernet(&at, end, &tags);
@@ -130,17 +151,7 @@ static __always_inline enum form mesh_source(void *at, void *end, __u16 port, st
 	__builtin_memcpy(found->mac, eth->h_source, 6);
 	if (is_link_control(eth))
 		return FORM_VITAL;
-	switch (proto) {
-	case ETH_P_IP:
-		return source_of_ipv4(at, end, port, found);
-	case ETH_P_IPV6:
-		return source_of_ipv6(at, end, port, found);
-	case ETH_P_ARP:
-	case ETH_P_PAE:
-	case ETH_P_LLDP:
-		return FORM_VITAL;
-	}
-	return FORM_DATA;
+	return source_of(proto, at, end, port, found);
 }
 
 #endif

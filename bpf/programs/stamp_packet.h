@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * STAMP packets on Ethernet: find, copy out, write back. The payload is moved by 32-bit words,
+ * STAMP packets: find, copy out, write back. The payload is moved by 32-bit words,
  * the widest that is aligned on the machines where the verifier insists on alignment.
  */
 #ifndef STAMP_PACKET_H
@@ -14,6 +14,7 @@
 #include <linux/udp.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include "link_header.h"
 #include "link_watch.h"
 
 /* the compiler's own stdbool.h is not vendored */
@@ -22,8 +23,8 @@ enum { false, true };
 
 #define NSEC_PER_SEC 1000000000ULL
 #define PROBE_WORDS (sizeof(struct probe) / 4)
-#define V4_UDP (sizeof(struct ethhdr) + sizeof(struct iphdr))
-#define V6_UDP (sizeof(struct ethhdr) + sizeof(struct ipv6hdr))
+#define V4_UDP sizeof(struct iphdr)
+#define V6_UDP sizeof(struct ipv6hdr)
 #define PROBE_UDP_LEN (sizeof(struct udphdr) + sizeof(struct probe))
 #define BASE_WORDS (STAMP_BASE / 4)
 #define BASE_UDP_LEN (sizeof(struct udphdr) + STAMP_BASE)
@@ -52,21 +53,29 @@ static __always_inline void map_v4(__u8 *to, __be32 address)
 	words[3] = address;
 }
 
-/* of two constants: what is read back from the stack the verifier takes for any number */
+/* from the IP header on: of two constants: what is read back from the stack the verifier takes for any number */
 static __always_inline __u32 udp_offset(const struct headers *found)
 {
 	return found->v6 ? V6_UDP : V4_UDP;
 }
 
-/* True for an unfragmented UDP packet without IP options that holds at least the 44 bytes of RFC 8762. */
-static __always_inline bool find_stamp(void *data, void *end, struct headers *found)
+/* The EtherType in host order, 0 if there is none. */
+static __always_inline __u16 protocol_of(void *data, void *end)
 {
 	struct ethhdr *eth = data;
 
-	if ((void *)(eth + 1) > end)
-		return false;
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = (void *)(eth + 1);
+	if (!link_header)
+		return bare_protocol(data, end);
+	return (void *)(eth + 1) > end ? 0 : bpf_ntohs(eth->h_proto);
+}
+
+/* True for an unfragmented UDP packet without IP options that holds at least the 44 bytes of RFC 8762. */
+static __always_inline bool find_stamp(void *data, void *end, struct headers *found)
+{
+	__u16 protocol = protocol_of(data, end);
+
+	if (protocol == ETH_P_IP) {
+		struct iphdr *ip = data + link_header;
 
 		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_UDP ||
 		    (ip->frag_off & bpf_htons(0x3fff)))
@@ -76,8 +85,8 @@ static __always_inline bool find_stamp(void *data, void *end, struct headers *fo
 		found->ttl = ip->ttl;
 		found->udp_len = bpf_ntohs(ip->tot_len) - sizeof(*ip);
 		found->v6 = false;
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = (void *)(eth + 1);
+	} else if (protocol == ETH_P_IPV6) {
+		struct ipv6hdr *ip = data + link_header;
 
 		if ((void *)(ip + 1) > end || ip->version != 6 || ip->nexthdr != IPPROTO_UDP)
 			return false;
@@ -89,13 +98,13 @@ static __always_inline bool find_stamp(void *data, void *end, struct headers *fo
 	} else {
 		return false;
 	}
-	return data + udp_offset(found) + BASE_UDP_LEN <= end;
+	return data + link_header + udp_offset(found) + BASE_UDP_LEN <= end;
 }
 
 /* The UDP header, if `length` bytes from it on are there. */
 static __always_inline struct udphdr *udp_of(void *data, void *end, const struct headers *found, __u32 length)
 {
-	struct udphdr *udp = data + udp_offset(found);
+	struct udphdr *udp = data + link_header + udp_offset(found);
 
 	return (void *)udp + length > end ? 0 : udp;
 }

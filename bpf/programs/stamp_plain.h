@@ -54,10 +54,10 @@ static __always_inline void write_base(struct udphdr *udp, const union payload *
 static __always_inline bool is_sound(void *data, void *end, const struct udphdr *udp, const struct headers *found,
 				     __u64 bytes)
 {
-	struct iphdr *ip = data + sizeof(struct ethhdr);
+	struct iphdr *ip = data + link_header;
 	__u32 length = bpf_ntohs(udp->len);
 
-	if (length != found->udp_len || length < BASE_UDP_LEN || bytes < udp_offset(found) + length)
+	if (length != found->udp_len || length < BASE_UDP_LEN || bytes < link_header + udp_offset(found) + length)
 		return false;
 	if (found->v6)
 		return true;

@@ -149,20 +149,22 @@ static __always_inline void turn_around(void *data, struct udphdr *udp, bool v6)
 	__u8 mac[ETH_ALEN];
 	__be16 port = udp->source;
 
-	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	if (link_header) {
+		__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
+		__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	}
 	udp->source = udp->dest;
 	udp->dest = port;
 	if (v6) {
-		struct ipv6hdr *ip = (void *)(eth + 1);
+		struct ipv6hdr *ip = data + link_header;
 		struct in6_addr address = ip->saddr;
 
 		ip->saddr = ip->daddr;
 		ip->daddr = address;
 		ip->hop_limit = 255;
 	} else {
-		struct iphdr *ip = (void *)(eth + 1);
+		struct iphdr *ip = data + link_header;
 		__be32 address = ip->saddr;
 
 		ip->saddr = ip->daddr;

@@ -61,7 +61,7 @@ static __always_inline int stamp_probe(struct __sk_buff *skb, bool timers)
 	state->sent++;
 	state->last_sent_ns = now;
 
-	__u32 offset = udp_offset(&found) + sizeof(struct udphdr);
+	__u32 udp_at = link_header + udp_offset(&found), offset = udp_at + sizeof(struct udphdr);
 	__s64 diff;
 
 	new = old;
@@ -85,7 +85,7 @@ static __always_inline int stamp_probe(struct __sk_buff *skb, bool timers)
 		diff = bpf_csum_diff(old.words, sizeof(old), new.words, sizeof(new), 0);
 		bpf_skb_store_bytes(skb, offset, &new, sizeof(new), 0);
 	}
-	bpf_l4_csum_replace(skb, udp_offset(&found) + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
+	bpf_l4_csum_replace(skb, udp_at + offsetof(struct udphdr, check), 0, diff, BPF_F_MARK_MANGLED_0);
 	if (timers && (config->flags & PATH_WATCH) && !(state->marks & MARK_SILENT))
 		arm(path, now, config->silence_ns);
 	return TC_ACT_UNSPEC;

@@ -7,6 +7,7 @@
 #include <linux/pkt_cls.h>
 #include <linux/stddef.h>
 #include <linux/udp.h>
+#include "link_header.h"
 #include "packet.h"
 #include "tc_classifier.h"
 
@@ -45,9 +46,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct class_counters);
 } counters SEC(".maps");
-
-/* 0 where packets begin with their IP header, as those of tun and WireGuard do. */
-const volatile __u32 link_header = sizeof(struct ethhdr);
 
 /*
  * What a packet's headers say, in one number: protocol (9 bits), DSCP (7), whether this is no later fragment, whether

@@ -4,6 +4,7 @@
  * XDP sees it, without preamble and checksum. A header that is cut short or malformed counts as "other", and is passed on.
  */
 #include "chain.h"
+#include "link_header.h"
 #include "packet.h"
 #include "xdp_counter.h"
 
@@ -71,11 +72,11 @@ int xdp_counter(struct xdp_md *ctx)
 {
 	void *at = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	__u64 bytes = end - at;
-	__u32 tags, family = COUNTER_OTHER_FAMILY, proto = COUNTER_OTHER_PROTO, key;
+	__u32 tags = 0, family = COUNTER_OTHER_FAMILY, proto = COUNTER_OTHER_PROTO, key;
 	struct counter *counter;
 	int first = 1;
 
-	switch (parse_ethernet(&at, end, &tags)) {
+	switch (link_header ? parse_ethernet(&at, end, &tags) : bare_protocol(at, end)) {
 	case ETH_P_IP:
 		family = COUNTER_IPV4;
 		proto = proto_slot(parse_ipv4(&at, end, &first), IPPROTO_ICMP);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mapek.bpf import syscall
 from mapek.model import Event
 from mapek.sensors.links import Links
 from mapek.sensors.net_events import NetEvents
@@ -19,7 +21,7 @@ from mapek.sensors.tc_classifier import TcClassifier
 from mapek.testing import check_touchpoint
 from tests.netns.sensors.neighbour import Node, topology
 from tests.netns.sensors.wires import Space, run
-from tests.support import machine
+from tests.support import machine, veth
 
 pytestmark = [pytest.mark.netns, pytest.mark.kernel]
 with_btf = pytest.mark.needs("btf")
@@ -257,6 +259,7 @@ WITHOUT_BTF = """
 import asyncio, json, socket, sys
 from contextlib import suppress
 sys.path.insert(0, {root!r})
+from mapek.bpf import syscall
 from mapek.model import Event
 from mapek.sensors.links import Links
 from mapek.sensors.net_events import NetEvents
@@ -318,6 +321,29 @@ def test_without_btf(tmp_path: Path):
 @pytest.mark.host
 async def test_keeps_the_contract(home: Space):
     await check_touchpoint(lambda: NetEvents({"packets": True}))
+
+
+@with_btf
+@pytest.mark.host
+async def test_what_the_kernel_skipped_is_said(home: Space, monkeypatch):
+    """It skips a program that interrupts itself, and tells of each program how often."""
+    info = syscall.info
+
+    def told(fd: int, size: int) -> bytearray:
+        data = info(fd, size)
+        if syscall.kind(fd) == "prog":
+            struct.pack_into("=Q", data, 208, 3)  # recursion_misses
+        return data
+
+    node, sensor = Node(topology()), NetEvents({})
+    try:
+        await sensor.open(node.surroundings)
+        assert sensor.status().counts["recursions"] == 0
+        monkeypatch.setattr(syscall, "info", told)
+        assert sensor.status().counts["recursions"] == 3 * 5
+    finally:
+        monkeypatch.undo()
+        await node.close(sensor)
 
 
 @with_btf
@@ -400,6 +426,46 @@ async def test_counts_follow_the_name(space: Space):
         await node.until(lambda: received() == {"near": 9 + 2, "other": 3, "extra": 9})
     finally:
         links.leave(hear)
+        await node.close(sensor)
+
+
+@pytest.mark.host
+@with_btf
+@pytest.mark.parametrize("told", [True, False], ids=["told", "what the kernel said was lost"])
+async def test_interfaces_that_are_gone_make_room(space: Space, told: bool):
+    """Eighty interfaces, never more than eight at once."""
+    node, sensor = Node(topology()), NetEvents({"packets": True, "samples_per_s": 0})
+    names = [(f"a{n}", f"b{n}") for n in range(4)]
+    links = node.surroundings.shared(Links)
+    try:
+        with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as file:
+            file.write("1")
+        await sensor.open(node.surroundings)
+        if not told:
+            links.leave(links._listeners[0])
+        for _ in range(10):
+            for near, far in names:
+                veth.pair(near, far)
+            await node.until(lambda: up(*(name for pair in names for name in pair)))
+            for near, _ in names:
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
+                    out.bind((near, 0))
+                    out.send(b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + bytes(100))
+            found = counted(sensor)
+            for near, _ in names:
+                veth.delete(near)
+            links.hear_now()
+        rows = [found["sent", near] for near, _ in names] + [found["received", far] for _, far in names]
+        others = found.get(("received", "other"), 0) + found.get(("sent", "other"), 0)
+        assert sensor.status().counts["map_full"] == others
+        if told:
+            assert rows == [10] * 8
+        else:
+            # Until somebody looks, those that come to a full map share a row.
+            assert sum(rows) == 80 - others
+            assert 0 < others <= 8
+            assert min(rows) >= 9
+    finally:
         await node.close(sensor)
 
 

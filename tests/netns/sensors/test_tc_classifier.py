@@ -18,10 +18,10 @@ import pytest
 from mapek.bpf.tc import TcLink
 from mapek.errors import AttachError, ConfigError
 from mapek.model import Entity, Step
-from mapek.sensors import tc_classifier_kernel
+from mapek.sensors import hardware as asking
+from mapek.sensors.hardware import Hardware, hardware
 from mapek.sensors.tc_classifier import TcClassifier
 from mapek.sensors.tc_classifier_classes import parse_classes
-from mapek.sensors.tc_classifier_kernel import hardware
 from mapek.testing import check_touchpoint
 from tests.netns.sensors.neighbour import Node, topology
 from tests.netns.sensors.wires import Space, on_tc, run
@@ -401,22 +401,24 @@ async def test_what_it_does_not_drop_goes_on_to_other_programs(quiet: Space, var
 @pytest.mark.host
 async def test_a_name_that_moved_on_is_not_asked_for_its_type(quiet: Space):
     """The kernel tells the type by name, and that may be another interface's by then."""
-    assert hardware(Entity("link", "near", socket.if_nametoindex("near"))) == 1
-    with pytest.raises(AttachError, match="another interface has this name"):
-        hardware(Entity("link", "near", socket.if_nametoindex("far")))
+    found = hardware(Entity("link", "near", socket.if_nametoindex("near")), "look at")
+    assert (found.kind, found.link_header) == (1, 14)
+    assert found.address.hex(":") == json.loads(run("ip -j link show near"))[0]["address"]
+    with pytest.raises(AttachError, match="look at near: another interface has this name"):
+        hardware(Entity("link", "near", socket.if_nametoindex("far")), "look at")
     with pytest.raises(AttachError, match="No such device"):
-        hardware(Entity("link", "nobody", 9999))
+        hardware(Entity("link", "nobody", 9999), "look at")
 
 
 @pytest.mark.host
 async def test_the_type_is_asked_for_beside_the_loop(quiet: Space, monkeypatch):
     node, sensor, asked = Node(topology()), TcClassifier({"interfaces": ["near"]}), []
 
-    def watched(link: Entity) -> int:
+    def watched(link: Entity, tried: str) -> Hardware:
         asked.append(threading.current_thread())
-        return hardware(link)
+        return hardware(link, tried)
 
-    monkeypatch.setattr(tc_classifier_kernel, "hardware", watched)
+    monkeypatch.setattr(asking, "hardware", watched)
     try:
         await sensor.open(node.surroundings)
         assert asked

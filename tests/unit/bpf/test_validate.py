@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mapek.bpf import MapSpec, ObjectSpec, helpers, maps, object_path, words
+from mapek.bpf import MapSpec, ObjectSpec, helpers, object_path, words
 from mapek.bpf.elf import parse
 from mapek.bpf.rules import HELPERS, Rules, read, read_digests
 from mapek.bpf.validate import map_bytes, refuse, validate
@@ -139,7 +139,7 @@ def test_percpu_maps_count_once_for_each_cpu():
 
 
 def test_the_loader_counts_per_cpu_maps_for_the_cpus_of_the_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(maps, "possible_cpus", lambda: 256)
+    monkeypatch.setattr("mapek.bpf.cpus.possible_cpus", lambda: 256)
     half_a_gib = {"counters": 1 << 25}
     assert map_bytes(replace(COUNTER.maps["counters"], max_entries=1 << 25), 1) == 1 << 29
     with pytest.raises(ObjectError, match="map counters would take 131072 MiB"):
