@@ -396,11 +396,11 @@ def test_clsact_leaves_foreign_filters_alone(wire: Wire, empty_tc: LoadedObject)
 
 IN_ORDER: dict[Direction, list[str]] = {
     "ingress": ["tc_class_in", "mesh_filter_tc", "batadv_tc", "empty_tc", "link_watch_tc"],
-    "egress": ["stamp", "empty_tc", "tc_class_out"],
+    "egress": ["stamp_untimed", "empty_tc", "tc_class_out"],
 }
 HOMES = {
     "tc_class_in": "tc_classifier", "mesh_filter_tc": "mesh_filter", "batadv_tc": "batadv", "empty_tc": "empty_tc",
-    "link_watch_tc": "link_watch", "stamp": "link_watch", "tc_class_out": "tc_classifier",
+    "link_watch_tc": "link_watch", "stamp_untimed": "link_watch", "tc_class_out": "tc_classifier",
 }  # fmt: skip
 
 
@@ -425,10 +425,10 @@ def test_they_run_in_our_order_whichever_was_first(wire: Wire, way: Way, directi
     wanted = IN_ORDER[direction]
     turns = [wanted, wanted[::-1], wanted[2:] + wanted[:2], wanted[1::2] + wanted[::2]]
     with ExitStack() as life:
-        loaded = {
-            home: life.enter_context(load(ObjectSpec.read(object_path(home)))) for home in {*HOMES.values()}
-        }
-        programs = {name: loaded[HOMES[name]].programs[name] for name in wanted}
+        programs = {}
+        for name in wanted:
+            spec = ObjectSpec.read(object_path(HOMES[name]))
+            programs[name] = life.enter_context(load(spec, programs={name})).programs[name]
         for turn in turns:
             links = {name: attach_tc(programs[name], wire.near, direction, way) for name in turn}
             assert order_of(wire.near, direction, links) == wanted
