@@ -1,10 +1,10 @@
 """clsact filters: tc attachment below kernel 6.6, by netlink, which no process owns.
 
-A filter stays until it is removed, also when its process is killed; it gets our priority, a free handle and a
-name that says whose it is. The name says too whether the qdisc is ours, and every filter that is attached beside
-such a one takes that over: whoever of ours leaves last, in whatever order and process, takes the qdisc along if
-nobody else has a filter there. Only two processes that attach to an interface at the same moment may leave an
-empty qdisc behind. pyroute2 is imported when it is needed, for it costs memory.
+A filter stays until it is removed, also when its process is killed; it gets a priority by its place among ours (within
+one the newest runs first), a free handle and a name that says whose it is. The name says too whether the qdisc is ours,
+and every filter that is attached beside such a one takes that over: whoever of ours leaves last, in whatever order and
+process, takes the qdisc along if nobody else has a filter there. Only two processes that attach to an interface at the
+same moment may leave an empty qdisc behind. pyroute2 is imported when it is needed, for it costs memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import struct
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from mapek.bpf import rtnl, syscall
 from mapek.bpf.program import Program
+from mapek.bpf.tc_order import PLACES, Direction, place_of
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import interface_name
 from mapek.errors import AttachError
@@ -27,14 +28,16 @@ from mapek.errors import AttachError
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
 
-Direction = Literal["ingress", "egress"]
 _PARENT: Final[dict[Direction, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 _ETH_P_ALL: Final = 3
 _TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
-# Our own priority among the filters of an interface; people and CNIs use small or round ones.
+# Our own priorities among the filters of an interface; people and CNIs use small or round ones.
 PRIORITY: Final = 0xBEE
+_PRIORITIES: Final = range(PRIORITY + PLACES.start, PRIORITY + PLACES.stop)
 _MADE: Final = ":qdisc"
 _NAME: Final = re.compile(rf"mapek:(\w+):(\d{{1,10}})(?:{_MADE})?")
+_At = tuple[int, Direction, int, int]
+"""Interface, direction, priority and handle."""
 _TURN: Final = threading.Lock()
 """Between looking at a qdisc and acting on what was seen, another thread of ours must not change it."""
 
@@ -45,8 +48,11 @@ class ClsactFilter:
 
     way: Final = "clsact"
 
-    def __init__(self, ifindex: int, direction: Direction, handle: int, name: str, program_id: int) -> None:
-        self.ifindex, self.direction, self.handle, self.name = ifindex, direction, handle, name
+    def __init__(
+        self, ifindex: int, direction: Direction, priority: int, handle: int, name: str, program_id: int
+    ) -> None:
+        self.ifindex, self.direction, self.priority = ifindex, direction, priority
+        self.handle, self.name = handle, name
         self.program_id, self._open = program_id, True
 
     @property
@@ -63,7 +69,7 @@ class ClsactFilter:
         ours = self.name, self.program_id
         if not self._open:
             return ""
-        info = PRIORITY << 16 | socket.htons(_ETH_P_ALL)
+        info = self.priority << 16 | socket.htons(_ETH_P_ALL)
         asked = rtnl.TCM.pack(0, self.ifindex, self.handle, _PARENT[self.direction], info)
         kind = struct.pack("=HH4s", 8, _TCA_KIND, b"bpf")
         try:
@@ -91,16 +97,15 @@ class ClsactFilter:
             on = interface_name(self.ifindex)
             raise AttachError("find our tc filter on", on, "it is gone or replaced", "attach again")
         name = _name(program, made=self.name.endswith(_MADE))
+        at = self.ifindex, self.direction, self.priority, self.handle
         try:
-            with_iproute(
-                partial(_put, "replace-filter", self.ifindex, self.direction, self.handle, program, name)
-            )
+            with_iproute(partial(_put, "replace-filter", at, program, name))
         except NetlinkError as error:
             raise _explain(error.code, self.ifindex, self.direction) from error
         self.name, self.program_id = name, program.id
 
     def _is_there(self) -> bool:
-        return _filters(self.ifindex, self.direction).get((PRIORITY, self.handle)) == self.name
+        return _filters(self.ifindex, self.direction).get((self.priority, self.handle)) == self.name
 
     def detach(self) -> None:
         """Remove our filter, and the qdisc if one of ours made it and it is empty. Twice is fine, and after a
@@ -117,7 +122,7 @@ class ClsactFilter:
                     with_iproute(
                         lambda ip: ip.tc(
                             "del-filter", index=self.ifindex, parent=_PARENT[self.direction],
-                            handle=self.handle, prio=PRIORITY, protocol=_ETH_P_ALL, kind="bpf",
+                            handle=self.handle, prio=self.priority, protocol=_ETH_P_ALL, kind="bpf",
                         )
                     )  # fmt: skip
                 if self.name.endswith(_MADE):
@@ -159,21 +164,22 @@ def attach_clsact(program: Program, ifindex: int, direction: Direction) -> Clsac
 
     from mapek.bpf.xdp_netlink import with_iproute
 
+    priority = PRIORITY + place_of(program.name, direction)
     try:
         with _TURN:
             made = _make_qdisc(ifindex)
             name = _name(program, made=made or _is_qdisc_ours(ifindex))
             try:
                 taken = {} if made else _filters(ifindex, direction)
-                for handle in (one for one in range(1, 64) if (PRIORITY, one) not in taken):
-                    put = partial(_put, "add-filter", ifindex, direction, handle, program, name)
+                for handle in (one for one in range(1, 64) if (priority, one) not in taken):
+                    put = partial(_put, "add-filter", (ifindex, direction, priority, handle), program, name)
                     try:
                         with_iproute(put)
                     except NetlinkError as error:
                         if error.code != errno.EEXIST:
                             raise
                     else:
-                        return ClsactFilter(ifindex, direction, handle, name, program.id)
+                        return ClsactFilter(ifindex, direction, priority, handle, name, program.id)
             except BaseException:
                 if made:
                     _drop_empty_qdisc(ifindex)
@@ -189,7 +195,7 @@ def attach_clsact(program: Program, ifindex: int, direction: Direction) -> Clsac
 
 
 def find_clsact() -> list[ClsactFilter]:
-    """Every filter with a name and priority of ours in the calling thread's namespace, whoever attached it.
+    """Every filter with a name and a priority of ours in the calling thread's namespace, whoever attached it.
     Blocks for milliseconds. Raises FeatureError or PrivilegeError where the kernel refuses."""
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -203,12 +209,12 @@ def find_clsact() -> list[ClsactFilter]:
             if (kind := one.get_attr("TCA_KIND")) in ("clsact", "ingress")
         }
         return [
-            ClsactFilter(ifindex, direction, handle, name, int(match[2]))
+            ClsactFilter(ifindex, direction, priority, handle, name, int(match[2]))
             for ifindex, kind in sorted(kinds.items())
             for direction in _PARENT
             if kind == "clsact" or direction == "ingress"
             for (priority, handle), name in sorted(_read(ip, ifindex, direction).items())
-            if priority == PRIORITY and (match := _NAME.fullmatch(name))
+            if priority in _PRIORITIES and (match := _NAME.fullmatch(name))
         ]
 
     try:
@@ -238,7 +244,7 @@ def _make_qdisc(ifindex: int) -> bool:
 
 def _is_qdisc_ours(ifindex: int) -> bool:
     return any(
-        priority == PRIORITY and name.endswith(_MADE) and _NAME.fullmatch(name)
+        priority in _PRIORITIES and name.endswith(_MADE) and _NAME.fullmatch(name)
         for direction in _PARENT
         for (priority, _), name in _filters(ifindex, direction).items()
     )
@@ -251,12 +257,11 @@ def _drop_empty_qdisc(ifindex: int) -> None:
         with_iproute(lambda ip: ip.tc("del", "clsact", ifindex))
 
 
-def _put(
-    command: str, ifindex: int, direction: Direction, handle: int, program: Program, name: str, ip: IPRoute
-) -> None:
+def _put(command: str, at: _At, program: Program, name: str, ip: IPRoute) -> None:
+    ifindex, direction, priority, handle = at
     ip.tc(
         command, "bpf", ifindex, handle, fd=program.fd, name=name, parent=_PARENT[direction],
-        prio=PRIORITY, protocol=_ETH_P_ALL, direct_action=True,
+        prio=priority, protocol=_ETH_P_ALL, direct_action=True,
     )  # fmt: skip
 
 

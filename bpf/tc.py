@@ -1,43 +1,58 @@
-"""tc attachment: by tcx link (kernel 6.6), or by a clsact filter below that (`mapek.bpf.clsact`).
+"""tc attachment: by tcx link (kernel 6.6), or by a clsact filter below that (`mapek.bpf.clsact`), in the order that
+`mapek.bpf.tc_order` says.
 
 A tcx link dies with its process like an XDP link. A clsact filter stays until it is removed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import threading
+import weakref
 from typing import Final, Literal
 
 from mapek.bpf import syscall
 from mapek.bpf.clsact import ClsactFilter, attach_clsact, find_clsact
-from mapek.bpf.clsact import Direction as Direction
 from mapek.bpf.keep import Kept
 from mapek.bpf.program import Program
+from mapek.bpf.tc_order import TCX, beside, place_of
+from mapek.bpf.tc_order import Direction as Direction
 from mapek.bpf.worker import in_thread
 from mapek.bpf.xdp import LINK_TCX, Link, interface_name
 from mapek.errors import AttachError, FeatureError
 
 Way = Literal["auto", "tcx", "clsact"]
-_TCX: Final = {"ingress": 46, "egress": 47}
+_TRIES: Final = 5
+_TURN: Final = threading.Lock()
+"""Between looking at what is there and attaching beside it no other thread of ours may attach."""
+_OPEN: Final[weakref.WeakSet[TcxLink]] = weakref.WeakSet()
+_OPEN_LOCK: Final = threading.Lock()
 
 
 class TcxLink(Link):
-    """A tcx link; `way` is "tcx"."""
+    """A tcx link; `way` is "tcx". `place`: of its program among ours."""
 
     way: Final = "tcx"
 
-    def __init__(self, fd: int, direction: Direction) -> None:
+    def __init__(self, fd: int, direction: Direction, place: int = 0) -> None:
         super().__init__(fd)
-        self.direction = direction
+        self.direction, self.place = direction, place
+        with _OPEN_LOCK:
+            _OPEN.add(self)
+
+    def update(self, program: Program) -> None:
+        super().update(program)
+        self.place = place_of(program.name, self.direction)
 
 
 TcLink = TcxLink | ClsactFilter
 
 
 def attach_tc(program: Program, ifindex: int, direction: Direction = "ingress", way: Way = "auto") -> TcLink:
-    """Attach a tc program (type sched_cls) to `ifindex` in the calling thread's namespace. Blocks for
-    milliseconds.
+    """Attach a tc program (type sched_cls) to `ifindex` in the calling thread's namespace, in the place that its name
+    has among ours. Blocks for milliseconds.
 
     Args:
         way: "tcx" (kernel 6.6), "clsact", or "auto": tcx where the kernel has it; the result's `way` says
@@ -47,7 +62,7 @@ def attach_tc(program: Program, ifindex: int, direction: Direction = "ingress", 
         AttachError: no such interface. FeatureError: no tcx. PrivilegeError: CAP_NET_ADMIN or CAP_BPF is
             missing.
     """
-    if direction not in _TCX or way not in ("auto", "tcx", "clsact"):
+    if direction not in TCX or way not in ("auto", "tcx", "clsact"):
         raise ValueError(f"direction {direction!r} or way {way!r} is not known")
     on = f"{interface_name(ifindex)} {direction}"
     if program.type != "sched_cls":
@@ -56,16 +71,30 @@ def attach_tc(program: Program, ifindex: int, direction: Direction = "ingress", 
         )
     if way == "clsact":
         return attach_clsact(program, ifindex, direction)
-    attr = struct.pack("=IIII", program.fd, ifindex, _TCX[direction], 0) + bytes(16)
-    result = syscall.bpf_raw(syscall.LINK_CREATE, attr)
-    if result >= 0:
-        return TcxLink(result, direction)
+    with _TURN:
+        result = _create(program, ifindex, direction)
+        if result >= 0:
+            return TcxLink(result, direction, place_of(program.name, direction))
     error = syscall.explain(
         -result, "attach tcx to", on, wanted=("CAP_NET_ADMIN", "CAP_BPF"), needs="tcx, kernel 6.6"
     )
     if way == "auto" and isinstance(error, FeatureError):
         return attach_clsact(program, ifindex, direction)
     raise error
+
+
+def _create(program: Program, ifindex: int, direction: Direction) -> int:
+    result = 0
+    for _ in range(_TRIES):
+        with _OPEN_LOCK:
+            ours = [(one.id, one.place) for one in _OPEN if one.direction == direction and one.fd >= 0]
+        flags, relative = beside(ifindex, direction, place_of(program.name, direction), ours)
+        attr = struct.pack("=6IQ", program.fd, ifindex, TCX[direction], flags, relative, 0, 0)
+        result = syscall.bpf_raw(syscall.LINK_CREATE, attr)
+        # The one beside which it was to be may have gone meanwhile.
+        if result != -errno.ENOENT or not flags:
+            break
+    return result
 
 
 def attach_tc_kept(
@@ -111,6 +140,6 @@ def open_tcx(path: str | os.PathLike[str]) -> TcxLink:
         raise AttachError(
             "open tcx link", os.fspath(path), f"a link of type {kind} is pinned there", "check the path"
         )
-    link = TcxLink(fd, "ingress" if attach == _TCX["ingress"] else "egress")
+    link = TcxLink(fd, "ingress" if attach == TCX["ingress"] else "egress")
     link.pinned = os.fspath(path)
     return link

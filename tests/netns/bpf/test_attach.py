@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -33,13 +34,14 @@ from mapek.bpf import (
     open_link,
     read_xdp,
 )
-from mapek.bpf.clsact import PRIORITY, ClsactFilter, Direction, attach_clsact, find_clsact
-from mapek.bpf.tc import TcxLink, Way, open_tcx
+from mapek.bpf.clsact import PRIORITY, ClsactFilter, attach_clsact, find_clsact
+from mapek.bpf.tc import Direction, TcxLink, Way, open_tcx
 from mapek.bpf.worker import under_way
 from mapek.bpf.xdp import Mode
 from mapek.bpf.xdp_netlink import with_iproute
 from mapek.errors import AttachError, MapekError, PrivilegeError
 from tests.netns.bpf.wires import Wire, counters, run, running, udp
+from tests.support.machine import bpf_call
 
 pytestmark = pytest.mark.kernel
 
@@ -390,6 +392,52 @@ def test_clsact_leaves_foreign_filters_alone(wire: Wire, empty_tc: LoadedObject)
     assert "foreign" in run("tc filter show dev near ingress")
     assert "mapek" not in run("tc filter show dev near ingress")
     run("tc qdisc del dev near clsact")
+
+
+IN_ORDER: dict[Direction, list[str]] = {
+    "ingress": ["tc_class_in", "mesh_filter_tc", "batadv_tc", "empty_tc", "link_watch_tc"],
+    "egress": ["stamp_untimed", "empty_tc", "tc_class_out"],
+}
+HOMES = {
+    "tc_class_in": "tc_classifier", "mesh_filter_tc": "mesh_filter", "batadv_tc": "batadv", "empty_tc": "empty_tc",
+    "link_watch_tc": "link_watch", "stamp_untimed": "link_watch", "tc_class_out": "tc_classifier",
+}  # fmt: skip
+
+
+def order_of(ifindex: int, direction: Direction, links: dict[str, TcxLink | ClsactFilter]) -> list[str]:
+    """The names of these in the order in which they run, as the kernel has it."""
+    if all(isinstance(one, TcxLink) for one in links.values()):
+        ids = (ctypes.c_uint32 * 64)(), (ctypes.c_uint32 * 64)()
+        where = struct.pack("=II", ifindex, 46 if direction == "ingress" else 47) + bytes(8)
+        there = struct.pack("=QIIQQQQ", ctypes.addressof(ids[0]), 64, 0, 0, ctypes.addressof(ids[1]), 0, 0)
+        attr = ctypes.create_string_buffer(where + there, 64)
+        assert bpf_call(16, attr)[0] == 0
+        names = {one.id: name for name, one in links.items() if isinstance(one, TcxLink)}
+        return [names[one] for one in ids[1][: struct.unpack_from("=I", attr.raw, 24)[0]] if one in names]
+    shown = run(f"tc filter show dev near {direction}")
+    return [word.split(":")[1] for word in shown.split() if word.startswith("mapek:")]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("direction", IN_ORDER)
+@pytest.mark.parametrize("way", [pytest.param("tcx", marks=pytest.mark.needs("tcx")), "clsact"])
+def test_they_run_in_our_order_whichever_was_first(wire: Wire, way: Way, direction: Direction):
+    wanted = IN_ORDER[direction]
+    turns = [wanted, wanted[::-1], wanted[2:] + wanted[:2], wanted[1::2] + wanted[::2]]
+    with ExitStack() as life:
+        programs = {}
+        for name in wanted:
+            spec = ObjectSpec.read(object_path(HOMES[name]))
+            programs[name] = life.enter_context(load(spec, programs={name})).programs[name]
+        for turn in turns:
+            links = {name: attach_tc(programs[name], wire.near, direction, way) for name in turn}
+            assert order_of(wire.near, direction, links) == wanted
+            # One of them goes and comes back.
+            links[wanted[1]].detach()
+            links[wanted[1]] = attach_tc(programs[wanted[1]], wire.near, direction, way)
+            assert order_of(wire.near, direction, links) == wanted
+            for one in links.values():
+                one.detach()
 
 
 @pytest.mark.host

@@ -117,7 +117,7 @@ WAYS: list[tuple[str, Mapping[str, object], Take | str, str]] = [
     ("link_watch", {"pin": "auto", "wait": True}, detach_link(XDP), "its link was detached by force"),
     ("tc_classifier", {}, detach_link(TCX), "its link was detached by force"),
     ("tc_classifier", CLSACT, by("tc filter del dev {} ingress"), "its filter is gone"),
-    ("tc_classifier", CLSACT, by("tc filter del dev {} egress prio 3054"), "its filter is gone"),
+    ("tc_classifier", CLSACT, by("tc filter del dev {} egress prio 3055"), "its filter is gone"),
     ("tc_classifier", CLSACT, by("tc qdisc del dev {} clsact"), "its filter is gone"),
 ]
 

@@ -17,6 +17,7 @@ from mapek.sensors.batadv import Batadv
 from mapek.sensors.link_watch import LinkWatch
 from mapek.sensors.link_watch_kernel import Kernel
 from mapek.sensors.mesh_filter import MeshFilter
+from mapek.sensors.tc_classifier import TcClassifier
 from mapek.sensors.xdp_counter import XdpCounter
 from tests.netns.sensors.neighbour import Node, neighbour, topology
 from tests.netns.sensors.wires import on_tc, run
@@ -457,6 +458,34 @@ async def test_both_share_an_interface(other):
     finally:
         await node.close(counter, watch)
     assert read_xdp(socket.if_nametoindex("l0")) is None
+
+
+@pytest.mark.parametrize("other", ["generic"], indirect=True)
+@pytest.mark.kernel
+async def test_on_tc_the_classifier_counts_what_the_filter_drops_before_the_reflector_sees_it(other):
+    """Whoever came first: here the last in line."""
+    node = Node(topology())
+    watch = LinkWatch({"interval_ms": 1000, "pin": "no", "mode": "tc"})
+    shut = MeshFilter({"interfaces": ["l0"], "mode": "tc", "unknown": "deny", "spare_probes": False})
+    classes = TcClassifier({"interfaces": ["l0"], "classes": {"asked": "protocol=udp source_port=45000"}})
+
+    def asked() -> int:
+        frame = frame_of(classes)
+        names = [(dict(one.labels), one.name) for one in frame.schema.counters]
+        return int(frame.counters[0, names.index(({"class": "asked", "direction": "ingress"}, "packets"))])
+
+    try:
+        for one in (watch, shut, classes):
+            await one.open(node.surroundings)
+        for seq in range(1, 11):
+            other.probe(0, seq)
+        await node.until(lambda: asked() == 10)
+        unknown = frame_of(shut).entities.index(Entity("identity", "unknown"))
+        drops = [one.name for one in frame_of(shut).schema.counters].index("drops")
+        assert frame_of(shut).counters[unknown, drops] >= 10
+        assert watch.status().counts["reflected"] == 0
+    finally:
+        await node.close(classes, shut, watch)
 
 
 @pytest.mark.parametrize(
