@@ -73,9 +73,17 @@ def _verdict(name: str, chosen: object, config: Config) -> Verdict:
     except MapekError as error:
         return Verdict(missing=(str(error),), do=(error.do,) if error.do else ())
     do = cures(plugin.variants, plugin.wanted_variant)
+    shortfalls: tuple[str, ...] = ()
+    away: MapekError | None = None
     try:
+        # What may come is told only where nothing worse is: an agent meets that first.
+        try:
+            shortfalls = plugin.shortfalls(config.topology)
+        except TemporaryError as error:
+            away = error
         choice = choose(name, plugin.variants, plugin.wanted_variant) if plugin.variants else None
-        shortfalls = plugin.shortfalls(config.topology)
+        if away is not None:
+            raise away
     except MapekError as error:
         cures_it = tuple(dict.fromkeys(one for one in (*do, error.do) if one))
         waits = config.loop.wait and isinstance(error, TemporaryError)
