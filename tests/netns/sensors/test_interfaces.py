@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
 
 from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
+from mapek.bpf.locks import Lock
 from mapek.errors import AttachError, ConfigError, DegradedError, FeatureError
 from mapek.model import Entity, Event
 from mapek.sensors.batadv import Batadv
@@ -259,6 +261,20 @@ async def test_link_watch_goes_to_tc_beside_a_foreign_program(other):
         finally:
             await node.close(watch)
         assert read_xdp(index) == before
+
+
+@pytest.mark.parametrize("name", ["mesh_filter", "batadv", "link_watch"])
+async def test_nobody_goes_to_tc_beside_another_agent(other, name):
+    node, touchpoint = Node(topology()), ON_INGRESS[name][0]("auto")
+    locks = [Lock.take(f"if{socket.if_nametoindex(one)}", "test", one) for one in ("l0", "l1")]
+    try:
+        with pytest.raises(AttachError, match=f"the agent with pid {os.getpid()} has it"):
+            await touchpoint.open(node.surroundings)
+        assert on_tc("l0") == on_tc("l1") == (0, 0)
+    finally:
+        await node.close(touchpoint)
+        for lock in locks:
+            lock.release()
 
 
 @pytest.mark.parametrize("make", [LinkWatch, XdpCounter])
