@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 import threading
@@ -10,6 +11,7 @@ import threading
 import pytest
 
 from mapek.bpf import ObjectSpec, attach_xdp, load, object_path, read_xdp
+from mapek.bpf.locks import Lock
 from mapek.bpf.xdp import Link
 from mapek.errors import AttachError, ConfigError, DegradedError, FeatureError
 from mapek.model import Entity, Event
@@ -297,6 +299,20 @@ async def test_link_watch_goes_to_tc_beside_a_foreign_program(other):
         finally:
             await node.close(watch)
         assert read_xdp(index) == before
+
+
+@pytest.mark.parametrize("name", ["mesh_filter", "batadv", "link_watch"])
+async def test_nobody_goes_to_tc_beside_another_agent(other, name):
+    node, touchpoint = Node(topology()), ON_INGRESS[name][0]("auto")
+    locks = [Lock.take(f"if{socket.if_nametoindex(one)}", "test", one) for one in ("l0", "l1")]
+    try:
+        with pytest.raises(AttachError, match=f"the agent with pid {os.getpid()} has it"):
+            await touchpoint.open(node.surroundings)
+        assert on_tc("l0") == on_tc("l1") == (0, 0)
+    finally:
+        await node.close(touchpoint)
+        for lock in locks:
+            lock.release()
 
 
 @pytest.mark.parametrize("make", [LinkWatch, XdpCounter])

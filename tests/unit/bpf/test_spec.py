@@ -39,6 +39,7 @@ def test_xdp_counter_is_read_in_full():
     assert {(v.name, v.section, v.size) for v in spec.variables.values()} == {
         ("slot", ".rodata", 4),
         ("sample_every", ".rodata", 4),
+        ("link_header", ".rodata", 4),
     }
 
 
