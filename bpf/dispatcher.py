@@ -27,7 +27,7 @@ from mapek.bpf.maps import Map, ProgArrayMap, open_map
 from mapek.bpf.objects import LoadedObject, load
 from mapek.bpf.program import Program
 from mapek.bpf.spec import ObjectSpec, object_path
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread, in_thread_with
 from mapek.bpf.xdp import Link, Mode, XdpLink, attach_xdp, interface_name, open_link
 from mapek.errors import AttachError, DegradedError, MapekError, ObjectError
 
@@ -190,7 +190,7 @@ class Dispatcher:
             why = "it does not use this dispatcher's chain, so no program after it would run"
             raise ObjectError("chain", f"program {program.name}", why, "load it with Dispatcher.load")
         async with self._lock:
-            await in_thread(lambda: chain.set(index, program.fd))
+            await in_thread_with(program, lambda mine: chain.set(index, mine.fd))
 
     async def remove(self, slot: str) -> bool:
         """Empty a slot; False when it was. The others go on."""

@@ -40,6 +40,10 @@ class Program:
     def __repr__(self) -> str:
         return f"<Program {self.name} id={self.id} fd={self.fd}>"
 
+    def copy(self) -> Program:
+        """The same program by a descriptor of its own."""
+        return Program(os.dup(self.fd), self.name)
+
     def map_ids(self) -> list[int]:
         """Ids of the maps this program uses."""
         return list(syscall.map_ids(self.fd))

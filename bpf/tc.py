@@ -19,7 +19,7 @@ from mapek.bpf.keep import Kept
 from mapek.bpf.program import Program
 from mapek.bpf.tc_order import TCX, beside, place_of
 from mapek.bpf.tc_order import Direction as Direction
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread_with
 from mapek.bpf.xdp import LINK_TCX, Link, interface_name
 from mapek.errors import AttachError, FeatureError
 
@@ -128,7 +128,9 @@ async def attach_tc_async(
     program: Program, ifindex: int, direction: Direction = "ingress", way: Way = "auto"
 ) -> TcLink:
     """`attach_tc` in a thread, in the caller's network namespace; a cancelled attach is undone."""
-    return await in_thread(lambda: attach_tc(program, ifindex, direction, way), lambda link: link.detach())
+    return await in_thread_with(
+        program, lambda mine: attach_tc(mine, ifindex, direction, way), lambda link: link.detach()
+    )
 
 
 def open_tcx(path: str | os.PathLike[str]) -> TcxLink:

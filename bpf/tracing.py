@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from mapek.bpf import syscall
 from mapek.bpf.program import Program
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread, in_thread_with
 from mapek.bpf.xdp import Link
 from mapek.errors import FeatureError, MapekError, PrivilegeError
 
@@ -206,22 +206,26 @@ def attach_kprobe(program: Program, symbol: str, returns: bool = False) -> PerfA
 
 async def attach_raw_tracepoint_async(program: Program, name: str) -> Link:
     """`attach_raw_tracepoint` in a thread."""
-    return await in_thread(lambda: attach_raw_tracepoint(program, name), Link.close)
+    return await in_thread_with(program, lambda mine: attach_raw_tracepoint(mine, name), Link.close)
 
 
 async def attach_btf_tracepoint_async(program: Program) -> Link:
     """`attach_btf_tracepoint` in a thread."""
-    return await in_thread(lambda: attach_btf_tracepoint(program), Link.close)
+    return await in_thread_with(program, attach_btf_tracepoint, Link.close)
 
 
 async def attach_tracepoint_async(program: Program, category: str, name: str) -> PerfAttachment:
     """`attach_tracepoint` in a thread."""
-    return await in_thread(lambda: attach_tracepoint(program, category, name), PerfAttachment.close)
+    return await in_thread_with(
+        program, lambda mine: attach_tracepoint(mine, category, name), PerfAttachment.close
+    )
 
 
 async def attach_kprobe_async(program: Program, symbol: str, returns: bool = False) -> PerfAttachment:
     """`attach_kprobe` in a thread."""
-    return await in_thread(lambda: attach_kprobe(program, symbol, returns), PerfAttachment.close)
+    return await in_thread_with(
+        program, lambda mine: attach_kprobe(mine, symbol, returns), PerfAttachment.close
+    )
 
 
 def _perf_event_open(attr: bytes) -> int:

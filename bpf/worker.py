@@ -14,8 +14,11 @@ import _thread
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from mapek.bpf.program import Program
 
 T = TypeVar("T")
 
@@ -66,3 +69,21 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None =
         if discard is not None and future.done() and not future.cancelled() and future.exception() is None:
             threading.Thread(target=discard, args=(future.result(),), name="mapek-bpf-discard").start()
         raise
+
+
+async def in_thread_with(
+    program: Program, call: Callable[[Program], T], discard: Callable[[T], None] | None = None
+) -> T:
+    """`in_thread` for a call that uses `program`, by a descriptor of its own.
+
+    Whoever is cancelled closes what he has while the thread still runs, and the number may be another program's then.
+    """
+    mine = program.copy()
+
+    def run() -> T:
+        try:
+            return call(mine)
+        finally:
+            mine.close()
+
+    return await in_thread(run, discard)

@@ -17,7 +17,7 @@ from typing import Final, Literal, Self
 
 from mapek.bpf import syscall
 from mapek.bpf.program import Program
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread, in_thread_with
 from mapek.errors import AttachError, FeatureError, MapekError
 
 Mode = Literal["native", "generic", "auto"]
@@ -250,4 +250,4 @@ def open_link(path: str | os.PathLike[str]) -> Link:
 
 async def attach_xdp_async(program: Program, ifindex: int, mode: Mode = "auto") -> XdpLink:
     """`attach_xdp` in a thread, in the caller's network namespace."""
-    return await in_thread(lambda: attach_xdp(program, ifindex, mode), XdpLink.close)
+    return await in_thread_with(program, lambda mine: attach_xdp(mine, ifindex, mode), XdpLink.close)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from mapek.bpf import rtnl, syscall
 from mapek.bpf.apart import apart
 from mapek.bpf.program import Program
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread, in_thread_with
 from mapek.bpf.xdp import FLAGS, Mode, attach_error, interface_name
 from mapek.errors import AttachError, MapekError
 
@@ -203,7 +203,9 @@ async def attach_xdp_netlink_async(
     program: Program, ifindex: int, mode: Mode = "auto", replace: Program | None = None
 ) -> NetlinkXdp:
     """`attach_xdp_netlink` in a thread, in the caller's network namespace; a cancelled attach is undone."""
-    return await in_thread(lambda: attach_xdp_netlink(program, ifindex, mode, replace), NetlinkXdp.detach)
+    return await in_thread_with(
+        program, lambda mine: attach_xdp_netlink(mine, ifindex, mode, replace), NetlinkXdp.detach
+    )
 
 
 def _verify(ifindex: int, program: Program) -> XdpState:

@@ -15,7 +15,7 @@ from mapek.bpf.maps import Map
 from mapek.bpf.program import Program
 from mapek.bpf.standing import Standing
 from mapek.bpf.tc import Direction, TcLink, Way, attach_tc, attach_tc_kept
-from mapek.bpf.worker import in_thread
+from mapek.bpf.worker import in_thread, in_thread_with
 from mapek.bpf.xdp import Mode
 from mapek.contracts import Variant
 from mapek.errors import AttachError, FeatureError, MapekError
@@ -157,10 +157,10 @@ async def attach_tc_to(
     """`mapek.bpf.attach_tc` in a thread, or with `kept` in the place of what an agent before us kept there as `name`;
     a cancelled attach is undone, unless there was one before."""
 
-    def attach() -> TcLink:
+    def attach(mine: Program) -> TcLink:
         if kept is None:
-            return attach_tc(program, ifindex, direction, way)
-        return attach_tc_kept(program, ifindex, direction, way, kept, name)
+            return attach_tc(mine, ifindex, direction, way)
+        return attach_tc_kept(mine, ifindex, direction, way, kept, name)
 
     def undo(link: TcLink) -> None:
         if kept is not None and kept.stays:
@@ -168,7 +168,7 @@ async def attach_tc_to(
         else:
             link.detach()
 
-    return await in_thread(attach, undo)
+    return await in_thread_with(program, attach, undo)
 
 
 async def detach_all(links: list[TcLink], *, keep: bool = False) -> None:

@@ -177,7 +177,12 @@ async def _cut_close(touchpoint: Touchpoint, topology: Topology, steps: int) -> 
 
 def _held() -> tuple[int, int, int]:
     """How many descriptors, threads other than pooled ones, and tasks there are."""
-    threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]
+    # Of those that `threading` did not start it does not know whether they run.
+    threads = [
+        one
+        for one in threading.enumerate()
+        if not one.name.startswith("asyncio_") and not isinstance(one, threading._DummyThread)
+    ]
     return len(os.listdir("/proc/self/fd")), len(threads), len(asyncio.all_tasks())
 
 
