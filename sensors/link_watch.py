@@ -81,7 +81,11 @@ SCHEMA = Schema(
         Metric("silent", "", "1 while the watchdog hears nothing."),
         Metric("answer_age", "seconds", "Since the last answer; NaN before the first."),
         Metric("round_trip_p99", "seconds", "Of the last 512 probes; NaN before 16 answers."),
-        Metric("window_loss", "ratio", "Share of the last 512 settled probes without an answer."),
+        Metric(
+            "window_loss",
+            "ratio",
+            "Share of the last 512 settled probes without an answer, from the first that had one on.",
+        ),
         Metric("peer_admin_down", "", "1 after the peer's agent said that it stops."),
     ),
     histograms=(

@@ -77,6 +77,18 @@ def _p99(ordered: npt.NDArray[np.uint32], count: int) -> float:
     return low + step * share if share < 0.5 else low + step - step * (1 - share)
 
 
+def _first_answered(
+    sent_ns: npt.NDArray[np.uint64], answered: npt.NDArray[np.bool_], next_seq: npt.NDArray[np.uint32]
+) -> npt.NDArray[np.uint64]:
+    """When the first answered probe of each path was sent, 0 where more were sent than are known.
+
+    What was sent before is no loss: the peer's agent may have started after ours.
+    """
+    never = np.uint64(0xFFFFFFFFFFFFFFFF)
+    first = np.where(answered, sent_ns, never).min(axis=1)
+    return np.where(next_seq <= WINDOW, first, np.uint64(0))
+
+
 class PathTable:
     """Views of the maps `configs` and `paths`. Valid as long as the maps are.
 
@@ -210,6 +222,8 @@ class PathTable:
         sent_ns, rtts = words[:, _SLOT_WORD::2], halves[:, _SLOT_RTT::4]
         answered = rtts != 0
         settled = (sent_ns > 0) & (answered | (sent_ns + self._settled_ns(count)[:, None] < now_ns))
+        if any(self.next_seq(index) <= WINDOW for index in range(count)):
+            settled &= sent_ns >= _first_answered(sent_ns, answered, halves[:, _NEXT_SEQ])[:, None]
         last_ns = words[:, _LAST_ANSWER].astype(np.int64)
         gauges = np.full((count, 5), np.nan)
         gauges[:, 0] = (halves[:, _MARKS] & MARK_SILENT) != 0

@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from mapek.model import Entity, Event, Inquiry
@@ -207,3 +208,22 @@ async def test_a_long_interval_does_not_hold_up_the_close(other):
     began = time.monotonic()
     await node.close(watch)
     assert time.monotonic() - began < 5
+
+
+async def test_what_was_sent_before_the_peer_came_is_no_loss(other):
+    other.hush(0)
+    node, watch = Node(topology()), LinkWatch({"interval_ms": 2.0, "pin": "no"})
+    try:
+        await watch.open(node.surroundings)
+        await node.until(lambda: watch.status().counts["sent"] > 200)
+        names = [metric.name for metric in watch.schema().gauges]
+        loss = names.index("window_loss")
+        assert np.isnan(watch.read().gauges[0, loss])
+        other.speak(0)
+        seen = int(other.states[0]["reflected"])
+        await node.until(lambda: other.states[0]["reflected"] > seen + 50)
+        assert watch.read().gauges[0, loss] < 0.1
+        lost = watch.read().counters[0, [metric.name for metric in watch.schema().counters].index("lost")]
+        assert lost > 0  # the counter has them
+    finally:
+        await node.close(watch)
