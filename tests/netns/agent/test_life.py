@@ -88,7 +88,9 @@ async def test_a_foreign_program():
             link = await namespace.run(lambda: attach_xdp(loaded.programs["empty"], index))
             try:
                 theirs = await xdp(lab, "l1")
-                status, words, _ = await start_badly(lab)
+                only_xdp = '[sensors.link_watch]\nmode = "native"\n'
+                toml = configuration(lab, lab.nodes["a"], "fast", extra=only_xdp)
+                status, words, _ = await start_badly(lab, toml=toml)
                 assert status == 1
                 (line,) = words
                 assert "l1" in line

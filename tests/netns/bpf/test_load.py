@@ -89,7 +89,7 @@ def test_libbpf_says_nothing_on_stderr(capfd: pytest.CaptureFixture[str]):
     ("options", "says"),
     [
         ({"programs": ["nothing"]}, "no program 'nothing'; it has xdp_counter"),
-        ({"rodata": {"sample": 1}}, "no constant 'sample'; it has slot, sample_every|sample_every, slot"),
+        ({"rodata": {"sample": 1}}, "no constant 'sample'; it has .*sample_every"),
         ({"max_entries": {"nothing": 1}}, "no map 'nothing'"),
         ({"reuse": {"nothing": 0}}, "no map 'nothing'"),
         ({"skip_maps": ["nothing"]}, "no map 'nothing'"),
