@@ -33,7 +33,7 @@ def test_the_largest_of_each_shape_is_judged_within_a_second(name: str):
         assert 0 < len(report.findings) <= MAX_FINDINGS + 1
     except ObjectError as error:
         why = error.why
-    # Three, as coverage may count the lines meanwhile.
+    # Ten, as coverage may count the lines meanwhile.
     assert time.thread_time() - began < machine.patience(10)
     assert REFUSED.get(name, "") in why
     assert bool(why) == (name in REFUSED)
