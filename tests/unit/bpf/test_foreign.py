@@ -230,7 +230,7 @@ DOES = {
         "drop packets": "yes",
         "send packets back or elsewhere": "yes",
     },
-    ("xdpdump_xdp.o", "xdpdump"): {"send to user space": "yes"},
+    ("xdpdump_xdp.o", "xdpdump"): {"read packets": "yes", "send to user space": "yes"},
     # It answers over the way that bpf_fib_lookup names, and writes the MAC address of it into the frame.
     ("libknot.so.13.0.0.0", "xdp_redirect_dns_func"): {
         "drop packets": "yes",
@@ -239,8 +239,10 @@ DOES = {
         "change packets": "yes",
     },
     ("opensnoop.0", "tracepoint__syscalls__sys_enter_openat"): {},
+    # Its stack is that of the process, by a flag of bpf_get_stack that is not looked at.
     ("opensnoop.0", "tracepoint__syscalls__sys_exit_openat"): {
         "read user memory": "yes",
+        "read kernel memory": "maybe",
         "send to user space": "yes",
     },
     # The arguments from the process, the parent's id through task_struct.
