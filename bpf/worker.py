@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -52,12 +53,20 @@ async def in_thread(call: Callable[[], T], discard: Callable[[T], None] | None =
             result = call()
         except BaseException as error:
             failure = error
+        undo = discard if failure is None else None
+        if future.cancelled():
+            # Undone here and not by the loop, which may end before it comes to it.
+            if undo is not None:
+                undo(result)  # type: ignore[arg-type]
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(under_way.discard, future)
+            return
         try:
             loop.call_soon_threadsafe(deliver, result, failure)
         except RuntimeError:
             # The loop was closed under us: nobody can take the result any more.
-            if failure is None and discard is not None:
-                discard(result)  # type: ignore[arg-type]
+            if undo is not None:
+                undo(result)  # type: ignore[arg-type]
             under_way.discard(future)
 
     under_way.add(future)

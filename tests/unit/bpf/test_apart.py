@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mapek.bpf.apart import apart
-from mapek.bpf.worker import in_thread_with, under_way
+from mapek.bpf.worker import in_thread, in_thread_with, under_way
 
 
 def test_the_result_comes_from_a_thread_of_that_name_which_is_gone_then():
@@ -61,3 +61,29 @@ async def test_a_program_in_use_by_a_thread_is_the_threads_own(fails):
         await asyncio.sleep(0.001)
     assert seen == [(False, True)]
     assert [one.open for one in program.copies] == [False]
+
+
+async def test_what_a_cancelled_call_gave_is_undone_by_its_own_thread():
+    """The loop may end before it comes to it."""
+    began, go, undone = asyncio.Event(), threading.Event(), threading.Event()
+    loop, seen = asyncio.get_running_loop(), []
+
+    def call():
+        loop.call_soon_threadsafe(began.set)
+        go.wait(10)
+        seen.append(threading.get_ident())
+        return 7
+
+    def discard(result):
+        seen.extend([result, threading.get_ident()])
+        undone.set()
+
+    task = asyncio.ensure_future(in_thread(call, discard))
+    await began.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    go.set()
+    assert undone.wait(10), "it waits for the loop, which stands still here"
+    assert seen == [seen[0], 7, seen[0]]
+    while under_way:  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.001)
