@@ -113,10 +113,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run for what is still there."""
     stash = session.config.stash
     seen = {f"{kind} {name}": test for (kind, name), test in stash[_first_seen].items()}
-    for line in stash[_before].left():
+    left = stash[_before].left()
+    for line in left:
         stash[_left].append(f"{line} (first seen after {seen.get(line, 'an unprivileged test')})")
     if stash[_left] and os.environ.get("MAPEK_LEAKS") != "report":
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        _count_as_failed(session.config, [test for test in map(seen.get, left) if test])
+
+
+def _count_as_failed(config: pytest.Config, tests: list[str]) -> None:
+    """Whoever runs again what failed runs these too, and is told if they leave something behind alone."""
+    if (cache := getattr(config, "cache", None)) is not None:
+        failed = {**cache.get("cache/lastfailed", {}), **dict.fromkeys(tests, True)}
+        cache.set("cache/lastfailed", failed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

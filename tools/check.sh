@@ -34,7 +34,8 @@ else
     printf 'the tests that need root and BPF will skip; run make test as root for all of them\n'
 fi
 # Tests on real packets share the machine with whatever its host does meanwhile. What failed runs once more, alone; what
-# passes then is named in the output above it, and stays worth a look. Left-overs or too little coverage have no second run.
+# passes then is named in the output above it, and stays worth a look. So does what left something behind, unless no test
+# was at work then. Too little coverage has no second run.
 # shellcheck disable=SC2086
 tests() {
     $python -m pytest -rs --cache-clear --cov --cov-report=term --cov-fail-under=$floor ${PYTEST_ARGS:-$everything}

@@ -202,7 +202,7 @@ def test_they_are_judged_and_explained(foreign: ObjectSpec):
     report = validate(foreign)
     told = explain(foreign, report.anatomy)
     said = words.text(told)
-    assert time.thread_time() - began < 0.3
+    assert time.thread_time() - began < 2.0
     assert [one.name for one in told.programs] == list(foreign.programs)
     assert all(f"program {name} (" in said for name in foreign.programs)
     assert all(one.complete for one in told.programs)
