@@ -16,6 +16,7 @@ import platform
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +254,11 @@ def promised() -> frozenset[str]:
 def patience(seconds: float) -> float:
     """A deadline as long as this machine needs: MAPEK_TIME_SCALE stretches it where the processor is emulated."""
     return seconds * float(os.environ.get("MAPEK_TIME_SCALE") or 1)
+
+
+def effort(seconds: float) -> float:
+    """A bound of processor time, as long as this run needs: coverage, which traces each line, takes most of it."""
+    return patience(seconds) * (5 if sys.gettrace() is not None else 1)
 
 
 def verdict(names: tuple[str, ...]) -> tuple[str, bool] | None:

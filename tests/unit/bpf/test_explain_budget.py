@@ -11,10 +11,10 @@ from mapek.bpf import MapSpec, ProgramSpec, helpers
 from mapek.bpf.anatomy import Anatomy, Function, Reference
 from mapek.bpf.explain import Explanation, explain
 from mapek.errors import ObjectError
+from tests.support import machine
 from tests.support.bytecode import EMPTY, EXIT, Row, anatomy, assemble, call, copy, load, mov, when, wide
 
-LONGEST_S = 5.0
-"""Of processor time, with coverage, which takes most of it; a second without. What is not bounded takes minutes."""
+LONGEST_S = 1.0
 END = (mov(0, 2), EXIT)
 LOOKUP = call(helpers.NAMES.index("map_lookup_elem"))
 CALLS = [row for number in range(400) for row in (mov(1, number), (0x85, 0, 1, 0, 1))]
@@ -51,7 +51,7 @@ def timed(found: Anatomy) -> Explanation:
     try:
         return explain(found.spec, found)
     finally:
-        assert time.thread_time() - began < LONGEST_S
+        assert time.thread_time() - began < machine.effort(LONGEST_S)
 
 
 def many(count: int, *body: Row) -> Anatomy:
