@@ -37,27 +37,21 @@ class Hardware:
         return ETHERNET_HEADER if self.kind in (ETHERNET, LOOPBACK) else 0
 
 
-def ask_hardware(name: str) -> Hardware:
-    """Of the interface that has this name now. Raises OSError. Blocks."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        asked = _REQUEST.pack(name.encode()[:15], 0, bytes(6))
-        _, kind, address = _REQUEST.unpack(fcntl.ioctl(any_socket, _SIOCGIFHWADDR, asked))
-    return Hardware(kind, address)
-
-
 def hardware(link: Entity, tried: str) -> Hardware:
     """Of an interface, for what is `tried` on it. Blocks.
 
     Raises AttachError when the name is not, or no longer, that of its ifindex.
     """
     try:
-        found = ask_hardware(link.name)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
+            asked = _REQUEST.pack(link.name.encode()[:15], 0, bytes(6))
+            _, kind, address = _REQUEST.unpack(fcntl.ioctl(any_socket, _SIOCGIFHWADDR, asked))
         if socket.if_nametoindex(link.name) != link.generation:
             raise OSError("another interface has this name now")
     except OSError as error:
         why, do = error.strerror or str(error), "it is tried again when an interface has this name"
         raise AttachError(tried, link.name, why, do) from error
-    return found
+    return Hardware(kind, address)
 
 
 async def link_header(link: Entity, tried: str) -> int:
